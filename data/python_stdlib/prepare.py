@@ -1,0 +1,51 @@
+"""
+The source of Python's own standard library, one id a byte: a corpus that is on every machine already.
+
+    python data/python_stdlib/prepare.py
+
+Every tenth file is held out for val.bin. Tests and what is no library (test, idlelib, site-packages, ...) are left out.
+"""
+
+import argparse
+import hashlib
+import sys
+import sysconfig
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parents[1]))
+import loader
+from tokenizer import ByteTokenizer
+
+AUTOMATIC = True       # small, and no download: train.py may run this file when the dataset is missing
+LEFT_OUT = {'test', 'tests', 'idlelib', 'idle_test', 'site-packages', 'dist-packages', 'lib2to3', 'turtledemo', 'ensurepip',
+            'encodings', 'pydoc_data', '__pycache__', '__phello__'}
+
+
+def source_files(folder):
+    """The library's .py files in a fixed order, so that the same Python gives the same dataset."""
+    files = (p for p in folder.rglob('*.py') if not LEFT_OUT & set(p.relative_to(folder).parts[:-1]))
+    return sorted(files, key=lambda p: p.relative_to(folder).as_posix())
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--input', default=sysconfig.get_paths()['stdlib'], help='folder of Python source (default: %(default)s)')
+    parser.add_argument('--out', default=str(HERE), help='folder to write to (default: beside this file)')
+    args = parser.parse_args()
+    texts = []
+    for path in source_files(Path(args.input)):
+        text = path.read_bytes().replace(b'\r\n', b'\n')
+        if text.isascii() and text.strip():
+            texts.append(text)
+    if sum(map(len, texts)) < 1_000_000:
+        sys.exit(f'error: {args.input}: less than 1 MB of Python source; expected the standard library of a full Python, '
+                 'or another folder with --input FOLDER')
+    train = b'\n'.join(t for i, t in enumerate(texts) if i % 10 != 9)
+    val = b'\n'.join(t for i, t in enumerate(texts) if i % 10 == 9)
+    loader.write(args.out, memoryview(train), memoryview(val), ByteTokenizer(),
+                 source=f'standard library of Python {sys.version.split()[0]}', sha256=hashlib.sha256(train + val).hexdigest())
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,115 @@
+"""
+One process or many: which device, which number format, and how processes add up what they know.
+
+Under torchrun every process runs the same script with its own RANK. Each trains on its share of the
+batch, DDP averages the gradients, and rank 0 alone prints and writes.
+"""
+
+import os
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
+
+
+class DeviceError(ValueError):
+    """A device, dtype or number of processes that this machine does not have, in one line."""
+
+
+@dataclass
+class Run:
+    """Where this process computes, and which of how many it is."""
+    device: torch.device
+    dtype: torch.dtype          # of the matmuls; weights stay float32
+    compile: bool
+    rank: int = 0
+    world_size: int = 1
+    note: str = ''              # what was chosen otherwise than asked, for the log
+
+    @property
+    def main(self):
+        """Is this the process that prints and writes?"""
+        return self.rank == 0
+
+    def autocast(self):
+        """The context in which a forward pass uses `dtype`."""
+        return nullcontext() if self.dtype == torch.float32 else torch.autocast(self.device.type, self.dtype)
+
+    def share(self, n):
+        """This rank's part of n windows, as a slice. Raises DeviceError if they cannot be dealt out evenly."""
+        if n % self.world_size:
+            raise DeviceError(f'{n} sequences a step on {self.world_size} processes: expected batch_size * '
+                              'gradient_accumulation_steps to be a multiple of the number of processes')
+        each = n // self.world_size
+        return slice(self.rank * each, (self.rank + 1) * each)
+
+    def put(self, *tensors):
+        """The tensors on this device; on CUDA the copy runs beside the computation."""
+        if self.device.type == 'cuda':
+            return [t.pin_memory().to(self.device, non_blocking=True) for t in tensors]
+        return [t.to(self.device) for t in tensors]
+
+    def sum(self, *values):
+        """The values, numbers or tensors, added over all ranks: a float64 list (float32 on MPS)."""
+        kind = torch.float32 if self.device.type == 'mps' else torch.float64
+        total = torch.stack([torch.as_tensor(v, dtype=kind, device=self.device) for v in values])
+        if self.world_size > 1:
+            dist.all_reduce(total)
+        return total.tolist()
+
+    def barrier(self):
+        if self.world_size > 1:
+            dist.barrier()
+
+    def close(self):
+        if self.world_size > 1:
+            dist.destroy_process_group()
+
+
+def start(device='auto', dtype='auto', compile='auto', backend='auto'):
+    """
+    Join the process group, if torchrun started us, and choose what is 'auto': cuda, else mps, else cpu;
+    bfloat16 where a GPU has it; compile on CUDA. Raises DeviceError for what this machine cannot do.
+    """
+    rank, world = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
+    if device == 'auto':
+        device = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
+        device = 'cpu' if world > 1 and device == 'mps' else device
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as e:
+        raise DeviceError(f'device={device}: expected auto, cpu, mps, cuda or cuda:N') from e
+    if chosen.type == 'cuda':
+        chosen = _cuda_device(chosen, world)
+    elif chosen.type == 'mps' and not torch.backends.mps.is_available():
+        raise DeviceError('device=mps: this machine has none; use --device=auto')
+    elif chosen.type not in ('cpu', 'mps'):
+        raise DeviceError(f'device={device}: expected auto, cpu, mps, cuda or cuda:N')
+    note = ''
+    if dtype == 'auto':
+        bf16 = chosen.type == 'cuda' and torch.cuda.is_bf16_supported()
+        dtype = 'bfloat16' if bf16 else 'float16' if chosen.type == 'cuda' else 'float32'
+    elif dtype == 'float16' and chosen.type != 'cuda':
+        dtype, note = 'float32', f'float16 is for CUDA; using float32 on {chosen.type}'
+    if world > 1:
+        fitting = 'nccl' if chosen.type == 'cuda' else 'gloo'
+        if backend == 'nccl' and fitting == 'gloo':
+            raise DeviceError(f'backend=nccl on {chosen.type}: expected gloo; leave it at --backend=auto')
+        dist.init_process_group(fitting if backend == 'auto' else backend)
+    if chosen.type == 'cuda':
+        torch.cuda.set_device(chosen)
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    return Run(chosen, DTYPES[dtype], chosen.type == 'cuda' if compile == 'auto' else compile, rank, world, note)
+
+
+def _cuda_device(device, world):
+    """The CUDA device of this process: its own one under torchrun."""
+    if not torch.cuda.is_available():
+        raise DeviceError(f'device={device}: this machine has no CUDA (or this torch was built without it); use --device=auto')
+    index = int(os.environ['LOCAL_RANK']) if world > 1 else device.index or 0
+    if index >= torch.cuda.device_count():
+        raise DeviceError(f'cuda:{index}: expected one of the {torch.cuda.device_count()} devices of this machine')
+    return torch.device('cuda', index)
