@@ -20,8 +20,8 @@ import math
 import os
 import pickle
 import re
+import reprlib
 import sys
-import textwrap
 import time
 import traceback
 import types
@@ -46,7 +46,7 @@ def run(main, cls, errors=(), argv=None):
         main(load(cls, sys.argv[1:] if argv is None else argv, script))
     except (ConfigError, *errors) as e:
         if os.environ.get('RANK', '0') == '0':
-            print(f'error: {e}', file=sys.stderr)
+            print(f'error: {_one_line(e)}', file=sys.stderr)
         sys.exit(2)
 
 
@@ -90,7 +90,7 @@ def load(cls, argv, script=None):
 def _execute(path, namespace):
     """Run the config file `path` in `namespace`, turning whatever goes wrong into one line with file and line number."""
     try:
-        with open(path, encoding='utf-8') as f:
+        with open(path, encoding='utf-8-sig') as f:
             code = compile(f.read(), path, 'exec')
     except FileNotFoundError as e:
         raise ConfigError(f'{path}: no such config file; expected a Python file like config/quickstart.py, or --key=value') from e
@@ -116,7 +116,7 @@ def _parse(text, hint, arg):
         return text
     try:
         value = ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         value = text
     return value if hint is None else _fit(value, hint, arg)
 
@@ -130,14 +130,14 @@ def _fit(value, hint, where):
         value = str(value)
     if type(value) in kinds:
         return value
-    if bool in kinds and value in (0, 1) and isinstance(value, int):
+    if bool in kinds and type(value) is int and value in (0, 1):
         return bool(value)
-    if float in kinds and type(value) is int:
+    if float in kinds and type(value) is int and abs(value) <= sys.float_info.max:
         return float(value)
     if int in kinds and type(value) is float and value.is_integer():
         return int(value)
     names = ' or '.join('None' if k is types.NoneType else k.__name__ for k in kinds)
-    raise ConfigError(f'{where}: expected {names}, found {textwrap.shorten(repr(value), 60)}')
+    raise ConfigError(f'{where}: expected {names}, found {reprlib.repr(value)}')
 
 
 def _kinds(hint):
@@ -147,7 +147,7 @@ def _kinds(hint):
 
 def _warn_near_miss(path, name, fields):
     hint = _did_you_mean(name, fields, cutoff=0.85)
-    if hint:
+    if hint and os.environ.get('RANK', '0') == '0':
         print(f'warning: {path}: {name} is no setting of this script{hint}', file=sys.stderr)
 
 
@@ -166,7 +166,7 @@ def in_range(cfg, **ranges):
         value = getattr(cfg, key)
         if value is None:
             continue
-        if not ((low is None or value >= low) and (high is None or value <= high)) or math.isinf(value):
+        if not ((low is None or value >= low) and (high is None or value <= high)) or abs(value) == math.inf:
             limits = f'at least {low}' if high is None else f'between {low} and {high}'
             raise ConfigError(f'{key}={value}: expected {limits}')
 

@@ -38,12 +38,16 @@ def load_gpt2(source):
         raise InteropError(f"{source}: a model of type {config.get('model_type')}; expected gpt2")
     activation = config.get('activation_function', 'gelu_new')
     for key, ours in (('activation_function', activation in ACTIVATION), ('layer_norm_epsilon', config.get('layer_norm_epsilon', 1e-5) == 1e-5),
+                      ('scale_attn_weights', config.get('scale_attn_weights', True)),
                       ('scale_attn_by_inverse_layer_idx', not config.get('scale_attn_by_inverse_layer_idx'))):
         if not ours:
             raise InteropError(f'{source}: {key}={config[key]} is not in our GPT-2')
-    model_args = dict(n_layer=config['n_layer'], n_head=config['n_head'], n_embd=config['n_embd'], bias=True,
-                      block_size=config['n_positions'], vocab_size=config['vocab_size'],
-                      mlp=ACTIVATION[activation], tie_weights=config.get('tie_word_embeddings', True))
+    try:
+        model_args = dict(n_layer=config['n_layer'], n_head=config['n_head'], n_embd=config['n_embd'], bias=True,
+                          block_size=config['n_positions'], vocab_size=config['vocab_size'],
+                          mlp=ACTIVATION[activation], tie_weights=config.get('tie_word_embeddings', True))
+    except KeyError as e:
+        raise InteropError(f'{source}: no {e} in config.json') from e
     if (config.get('n_inner') or 4 * config['n_embd']) != 4 * config['n_embd']:
         model_args['n_inner'] = config['n_inner']
     return model_args, from_hf_gpt2(weights, model_args['tie_weights'])
@@ -53,12 +57,12 @@ def from_hf_gpt2(weights, tied=True):
     """Rename and transpose {Hugging Face name: tensor} into the state_dict of our GPT."""
     state = {}
     for name, tensor in weights.items():
-        if name.endswith(('attn.bias', 'attn.masked_bias')):          # the causal mask, once stored as a buffer
+        if name.endswith(('.attn.bias', '.attn.masked_bias')):        # the causal mask, once stored as a buffer
             continue
         if not name.startswith(('transformer.', 'lm_head.')):         # the hub's own files leave the prefix out
             name = 'transformer.' + name
         state[name] = tensor.t().contiguous() if name.endswith(TRANSPOSED) else tensor
-    if tied:
+    if tied and 'transformer.wte.weight' in state:                    # else from_state says that it is missing
         state['lm_head.weight'] = state['transformer.wte.weight']
     return state
 

@@ -14,6 +14,7 @@ import json
 import os
 import pickle
 import urllib.request
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -44,7 +45,8 @@ def download(url, sha256, path):
                 content = response.read()
         except OSError as e:
             raise DataError(f'{url}: download failed ({e}); fetch it elsewhere and give it with --input FILE') from e
-        _replace(path, lambda f: f.write(content))
+        with _replacing(path) as f:
+            f.write(content)
     with open(path, 'rb') as f:
         found = hashlib.sha256(f.read()).hexdigest()
     if found != sha256:
@@ -52,29 +54,33 @@ def download(url, sha256, path):
     return path
 
 
-def write(folder, train_ids, val_ids, tokenizer, source, sha256):
+def write(folder, train, val, tokenizer, source, sha256):
     """
     Write train.bin, val.bin and meta.json into `folder`, each complete or not at all.
 
-    train_ids, val_ids: sequences of ids; tokenizer: one of tokenizer.py's; source: what the ids were made
-    from, in words; sha256: of that text, in hexadecimal.
+    train, val: iterables of chunks, each a sequence of ids ([ids] if there is one only); tokenizer: one of
+    tokenizer.py's; source: what the ids were made from, in words; sha256: of that text, in hexadecimal.
     """
     dtype = 'uint16' if tokenizer.n_vocab <= 2 ** 16 else 'uint32'
+    counts = {}
     os.makedirs(folder, exist_ok=True)
-    for name, ids in (('train.bin', train_ids), ('val.bin', val_ids)):
-        array = np.asarray(ids, dtype=np.dtype(dtype).newbyteorder('<'))
-        _replace(os.path.join(folder, name), lambda f, array=array: f.write(array.tobytes()))
+    for name, chunks in (('train', train), ('val', val)):
+        with _replacing(os.path.join(folder, f'{name}.bin')) as f:
+            for ids in chunks:
+                f.write(np.asarray(ids, dtype=np.dtype(dtype).newbyteorder('<')).tobytes())
+            counts[name] = f.tell() // np.dtype(dtype).itemsize
     meta = dict(tokenizer=tokenizer.to_json(), vocab_size=tokenizer.n_vocab, dtype=dtype,
-                train_tokens=len(train_ids), val_tokens=len(val_ids), source=source, sha256=sha256)
-    text = json.dumps(meta, indent=1, ensure_ascii=True) + '\n'
-    _replace(os.path.join(folder, 'meta.json'), lambda f: f.write(text.encode()))
-    print(f'{folder}: train has {len(train_ids):,} tokens, val has {len(val_ids):,} tokens, vocabulary {tokenizer.n_vocab:,}')
+                train_tokens=counts['train'], val_tokens=counts['val'], source=source, sha256=sha256)
+    with _replacing(os.path.join(folder, 'meta.json')) as f:
+        f.write((json.dumps(meta, indent=1) + '\n').encode())
+    print(f"{folder}: train has {counts['train']:,} tokens, val has {counts['val']:,} tokens, vocabulary {tokenizer.n_vocab:,}")
 
 
-def _replace(path, write_to):
-    """Fill a temporary file beside `path`, then put it in its place: a broken write leaves the old file."""
+@contextmanager
+def _replacing(path):
+    """A file to write to that takes the place of `path` once it is complete: a broken write leaves the old one."""
     with open(path + '.tmp', 'wb') as f:
-        write_to(f)
+        yield f
     os.replace(path + '.tmp', path)
 
 

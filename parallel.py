@@ -102,7 +102,11 @@ def start(device='auto', dtype='auto', compile='auto', backend='auto'):
     if chosen.type == 'cuda':
         torch.cuda.set_device(chosen)
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    return Run(chosen, DTYPES[dtype], chosen.type == 'cuda' if compile == 'auto' else compile, rank, world, note)
+    compile = chosen.type == 'cuda' if compile == 'auto' else compile
+    if chosen.type == 'cpu' and compile:              # else compiled threads add up an embedding's gradient in any order
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False
+    return Run(chosen, DTYPES[dtype], compile, rank, world, note)
 
 
 def _cuda_device(device, world):

@@ -43,7 +43,7 @@ def main():
                  'or another folder with --input FOLDER')
     train = b'\n'.join(t for i, t in enumerate(texts) if i % 10 != 9)
     val = b'\n'.join(t for i, t in enumerate(texts) if i % 10 == 9)
-    loader.write(args.out, memoryview(train), memoryview(val), ByteTokenizer(),
+    loader.write(args.out, [memoryview(train)], [memoryview(val)], ByteTokenizer(),
                  source=f'standard library of Python {sys.version.split()[0]}', sha256=hashlib.sha256(train + val).hexdigest())
 
 

@@ -1,0 +1,52 @@
+"""
+OpenWebText, the open copy of GPT-2's training text: 9 billion tokens, 17 GB, after a download of 54 GB.
+
+    pip install datasets
+    python data/openwebtext/prepare.py
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parents[1]))
+from tqdm import tqdm
+
+import loader
+from tokenizer import GPT2Tokenizer, TokenizerError
+
+SOURCE = 'Skylion007/openwebtext'
+
+
+def documents(part, tokenizer, name):
+    """The ids of a thousand documents at a time, each document closed by <|endoftext|>."""
+    progress = tqdm(part.iter(batch_size=1000), total=-(-len(part) // 1000), desc=name, unit=' thousand')
+    for batch in progress:
+        chunk = []
+        for ids in tokenizer.bpe.encode_ordinary_batch(batch['text'], num_threads=os.cpu_count()):
+            chunk += ids
+            chunk.append(tokenizer.start_id)
+        yield chunk
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--out', default=str(HERE), help='folder to write to (default: beside this file)')
+    args = parser.parse_args()
+    try:
+        from datasets import load_dataset
+        tokenizer = GPT2Tokenizer()
+    except ImportError:
+        sys.exit('error: OpenWebText is read with the package datasets; pip install datasets')
+    except TokenizerError as e:
+        sys.exit(f'error: {e}')
+    # The same share and seed as nanoGPT: the same documents are held out.
+    split = load_dataset(SOURCE, split='train').train_test_split(test_size=0.0005, seed=2357, shuffle=True)
+    loader.write(args.out, documents(split['train'], tokenizer, 'train'), documents(split['test'], tokenizer, 'val'), tokenizer,
+                 source=SOURCE, sha256='')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,118 @@
+"""A checkpoint is written whole or not at all, and read as it was or not at all."""
+
+import json
+import os
+import pickle
+
+import pytest
+import torch
+from conftest import sha256_of
+
+import checkpoint
+from checkpoint import CheckpointError
+
+STATE = dict(model={'w': torch.arange(1000.).reshape(20, 50)}, model_args=dict(n_layer=3), iter_num=7, note='ü')
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_round_trip_and_the_one_before():
+    checkpoint.save('c.pt', STATE)
+    checkpoint.save('c.pt', {**STATE, 'iter_num': 8})
+    assert sha256_of(checkpoint.load('c.pt')) == sha256_of({**STATE, 'iter_num': 8})
+    assert checkpoint.load('c.pt.prev')['iter_num'] == 7 and sorted(os.listdir()) == ['c.pt', 'c.pt.prev']
+
+
+@pytest.mark.parametrize('fails_at', ['save', 'replace'])
+def test_an_interrupted_save_leaves_the_old_file(monkeypatch, fails_at):
+    checkpoint.save('c.pt', STATE)
+    before = open('c.pt', 'rb').read()
+
+    def broken(*args):
+        if fails_at == 'save':
+            args[1].write(b'half a fi')
+        raise OSError('disk full')
+    monkeypatch.setattr(*((torch, 'save') if fails_at == 'save' else (os, 'fsync')), broken)
+    with pytest.raises(OSError):
+        checkpoint.save('c.pt', {**STATE, 'iter_num': 8})
+    assert open('c.pt', 'rb').read() == before and os.listdir() == ['c.pt']
+
+
+def damage(path, how):
+    content = bytearray(open(path, 'rb').read())
+    if how == 'flip':
+        content[len(content) // 2] ^= 1
+    else:
+        content = content[:how if how >= 0 else len(content) // -how]
+    open(path, 'wb').write(content)
+
+
+@pytest.mark.parametrize('how', [0, 1, 100, -2, 5000, 'flip'])
+def test_a_damaged_file_is_noticed_and_the_one_before_used(how, capsys):
+    checkpoint.save('c.pt', STATE)
+    checkpoint.save('c.pt', {**STATE, 'iter_num': 8})
+    damage('c.pt', how)
+    assert checkpoint.load('c.pt')['iter_num'] == 7
+    assert 'c.pt: damaged' in capsys.readouterr().out
+    damage('c.pt.prev', how)
+    with pytest.raises(CheckpointError, match='c.pt.prev: damaged') as e:
+        checkpoint.load('c.pt')
+    assert '\n' not in str(e.value)
+
+
+def test_torch_alone_does_not_notice_a_flipped_bit():
+    """Negative control: the checksum is what finds it."""
+    torch.save(STATE, 'c.pt')
+    damage('c.pt', 'flip')
+    assert sha256_of(torch.load('c.pt', weights_only=True)) != sha256_of(STATE)
+
+
+def test_a_kill_between_the_two_renames_loses_nothing():
+    checkpoint.save('c.pt', STATE)
+    os.replace('c.pt', 'c.pt.prev')
+    assert checkpoint.load('c.pt')['iter_num'] == 7
+
+
+class Hostile:
+    def __reduce__(self):
+        return os.system, ('touch was_here',)
+
+
+@pytest.mark.parametrize('state', [{**STATE, 'extra': Hostile()}, Hostile(), [1, 2], {}, {'model': [], 'model_args': {}},
+                                   {'model': {'w': 'text'}, 'model_args': {}}, {'model': {}, 'model_args': 3}])
+def test_what_is_no_checkpoint_is_refused_in_one_line(state):
+    torch.save(state, 'c.pt')
+    with pytest.raises(CheckpointError, match='c.pt: (refused|expected)') as e:
+        checkpoint.load('c.pt')
+    assert not os.path.exists('was_here') and '\n' not in str(e.value)
+
+
+def test_a_plain_pickle_is_refused():
+    pickle.dump(Hostile(), open('c.pt', 'wb'))
+    with pytest.raises(CheckpointError, match='no PyTorch checkpoint'):
+        checkpoint.load('c.pt')
+    assert not os.path.exists('was_here')
+
+
+def test_prefixes_and_masks_of_other_programs_are_dropped():
+    torch.save(dict(model={'module._orig_mod.a.weight': torch.ones(1), '_orig_mod.h.0.attn.bias': torch.ones(1), 'b.c_attn.bias': torch.ones(1)},
+                    model_args={}), 'c.pt')
+    assert list(checkpoint.load('c.pt')['model']) == ['a.weight', 'b.c_attn.bias']
+
+
+def test_a_missing_checkpoint_names_the_runs_that_are_there():
+    os.mkdir('out-mine')
+    checkpoint.save('out-mine/ckpt.pt', STATE)
+    with pytest.raises(CheckpointError, match=r'out/ckpt.pt: not found; .*out-mine'):
+        checkpoint.load('out/ckpt.pt')
+
+
+def test_the_log_is_cut_to_where_the_run_goes_on():
+    lines = [dict(iter=0, val_loss=1.0), dict(iter=0, loss=1.0), dict(iter=1, loss=0.9), dict(iter=2, val_loss=0.8), dict(iter=2, loss=0.8),
+             dict(iter=3, loss=0.7)]
+    open('log.jsonl', 'w').write(''.join(json.dumps(r) + '\n' for r in lines) + '{"iter": 4, "lo')
+    checkpoint.cut_log('log.jsonl', 2)
+    assert [json.loads(s) for s in open('log.jsonl')] == lines[:4] and os.listdir() == ['log.jsonl']
