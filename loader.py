@@ -98,6 +98,10 @@ def read_meta(folder):
     What the ids of `folder` mean: {'vocab_size', 'dtype', 'tokenizer'} from meta.json, else from nanoGPT's
     meta.pkl (read without executing anything), else GPT-2's as nanoGPT assumes. Raises DataError.
     """
+    if not os.path.isdir(folder):
+        parent = os.path.dirname(folder)
+        here = sorted(d for d in os.listdir(parent) if os.path.isdir(os.path.join(parent, d))) if os.path.isdir(parent) else []
+        raise DataError(f"{folder}: no such dataset; expected a folder with train.bin and val.bin (here: {', '.join(here) or 'none'})")
     path = os.path.join(folder, 'meta.json')
     if os.path.exists(path):
         try:

@@ -332,7 +332,7 @@ class GPT(nn.Module):
         unread = idx[:, -size:]                                                 # (B, T')
         for _ in range(max_new_tokens):
             if cache.length + unread.size(1) > size:
-                cache.length, unread = 0, idx[:, -max(1, size // 2):]
+                cache.length, unread = 0, idx[:, -((size + 1) // 2):]
             logits, _ = self(unread, cache=cache)                               # (B, 1, V)
             unread = next_token(logits[:, -1, :n_vocab], temperature, top_k, generators)  # (B, 1)
             idx = torch.cat((idx, unread), dim=1)

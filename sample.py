@@ -33,24 +33,24 @@ class SampleConfig:
     seed: int = 1337                  # the same seed gives the same text
     device: str = 'auto'              # auto, cpu, cuda, cuda:N, mps
     dtype: str = 'auto'               # auto, float32, bfloat16, float16
-    compile: bool = False             # torch.compile; pays for very long texts on CUDA only
+    compile: bool | str = False       # torch.compile: pays for very long texts on CUDA only
 
 
 ERRORS = (loader.DataError, checkpoint.CheckpointError, tokenizers.TokenizerError, parallel.DeviceError, interop.InteropError)
 
 
 def load_model(cfg):
-    """The model, on the CPU, and the plain data of its tokenizer."""
+    """Where the model comes from, the model, on the CPU, and the plain data of its tokenizer."""
     if cfg.init_from != 'resume':
         args, weights = interop.load_gpt2(cfg.init_from)
-        return model_from(cfg.init_from, args, weights), {'kind': 'gpt2'}
+        return cfg.init_from, model_from(cfg.init_from, args, weights), {'kind': 'gpt2'}
     names = [cfg.checkpoint] if cfg.checkpoint else ['best.pt', 'ckpt.pt']
     paths = [os.path.join(cfg.out_dir, name) for name in names]
     path = next((p for p in paths if os.path.exists(p)), paths[-1])
     state = checkpoint.load(path)
     model = model_from(path, state['model_args'], state['model'])
     print(f"{path}: iteration {state.get('iter_num', '?')}, best val loss {float(state.get('best_val_loss', float('nan'))):.4f}")
-    return model, find_tokenizer(cfg, state, path)
+    return path, model, find_tokenizer(cfg, state, path)
 
 
 def model_from(source, args, weights):
@@ -96,7 +96,7 @@ def read_prompt(cfg, tokenizer, block_size):
 def check(cfg):
     """Raise ConfigError for values that make no sense."""
     configurator.in_range(cfg, num_samples=(1, None), max_new_tokens=(0, None), temperature=(0, None), top_k=(0, None), seed=(0, 2 ** 63))
-    configurator.one_of(cfg, dtype=('auto', *parallel.DTYPES))
+    configurator.one_of(cfg, dtype=('auto', *parallel.DTYPES), compile=('auto', True, False))
     if os.path.basename(cfg.checkpoint) != cfg.checkpoint:
         raise configurator.ConfigError(f'checkpoint={cfg.checkpoint}: expected the name of a file in out_dir')
 
@@ -104,8 +104,11 @@ def check(cfg):
 def main(cfg):
     check(cfg)
     run = parallel.start(cfg.device, cfg.dtype, cfg.compile)
-    model, data = load_model(cfg)
+    source, model, data = load_model(cfg)
     tokenizer = tokenizers.from_json(data)
+    if tokenizer.n_vocab > model.config.vocab_size:
+        raise tokenizers.TokenizerError(f'{source}: a tokenizer of {tokenizer.n_vocab} tokens for a model of {model.config.vocab_size}; '
+                                        'expected those that it was trained with, --dataset=NAME')
     ids, shown = read_prompt(cfg, tokenizer, model.config.block_size)
     model.to(run.device).eval()
     if run.compile:

@@ -105,8 +105,8 @@ def check(cfg):
         model_config(cfg, vocab_size=1)
     except ValueError as e:
         raise configurator.ConfigError(str(e)) from e
-    here, out = os.path.realpath('.'), os.path.realpath(cfg.out_dir)
-    if not cfg.out_dir or here == out or here.startswith(out + os.sep):
+    here, out = os.path.realpath('.'), os.path.realpath(cfg.out_dir.replace('\0', ''))
+    if not cfg.out_dir or '\0' in cfg.out_dir or here == out or here.startswith(out + os.sep):
         raise configurator.ConfigError(f'out_dir={cfg.out_dir!r}: expected a folder of its own for the run')
     if cfg.decay_lr and cfg.lr_decay_iters > 2 * cfg.max_iters:
         warn(f'lr_decay_iters={cfg.lr_decay_iters} is far beyond max_iters={cfg.max_iters}: the learning rate will hardly fall')
@@ -142,13 +142,7 @@ def read_meta(cfg, run):
         if subprocess.run([sys.executable, prepare]).returncode:
             raise loader.DataError(f'{folder}: could not be prepared, see above; then: python {prepare}')
     run.barrier()
-    if not os.path.isdir(folder):
-        raise loader.DataError(f"{folder}: no such dataset; expected a folder with train.bin and val.bin (here: {', '.join(datasets())})")
     return loader.read_meta(folder)
-
-
-def datasets():
-    return sorted(d for d in os.listdir('data') if os.path.isdir(os.path.join('data', d))) if os.path.isdir('data') else []
 
 
 def build_model(cfg, run, meta):
