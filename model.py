@@ -318,7 +318,7 @@ class GPT(nn.Module):
         weights = sum(n for kind, n in table.items() if kind not in ('embedding', 'position'))
         return 6 * weights + 12 * c.n_layer * c.n_embd * c.block_size
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, n_vocab=None, generators=None):
         """
         Continue idx (B, T) by max_new_tokens, each drawn from the model's own prediction: (B, T + new).

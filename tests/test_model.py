@@ -6,7 +6,6 @@ from dataclasses import asdict
 
 import pytest
 import torch
-from torch.nn import functional as F
 
 from model import GPT, GPTConfig, KVCache, next_token, sinusoidal
 
@@ -56,6 +55,7 @@ def seeded(*seeds):
 
 
 # The same network once more, one vector and one head at a time.
+
 
 def normed(x, w, name, kind):
     mean = sum(x) / len(x) if kind == 'layernorm' else 0
@@ -177,7 +177,7 @@ def test_no_token_sees_what_comes_after_it(kind):
     for t in range(10):
         changed = idx.clone()
         changed[0, t] = (idx[0, t] + 1) % TINY['vocab_size']
-        moved = (all_logits(model, changed) != before).any(dim=-1)[0]           # (T,)
+        moved = ((all_logits(model, changed) - before).abs() > 1e-9).any(dim=-1)[0]     # (T,)
         assert not moved[:t].any() and moved[t:].all()
 
 
@@ -188,20 +188,8 @@ def test_logits_without_targets_are_the_last_ones():
     torch.testing.assert_close(logits[:, 0], all_logits(model, idx)[:, -1])
 
 
-@pytest.mark.parametrize('kind', ['vaswani', 'modern'])
-def test_trains_and_generates_in_mixed_precision(kind):
-    model, idx = shaken(kind).float(), some_ids(2, 9)
-    exact = all_logits(model, idx)
-    with torch.autocast('cpu', dtype=torch.bfloat16):
-        logits, loss = model(idx, idx)
-        new = model.generate(idx, 5)
-    loss.backward()
-    assert logits.dtype == torch.bfloat16 and new.shape == (2, 14)
-    assert F.cosine_similarity(logits.float().flatten(), exact.flatten(), dim=0) > 0.99
-    assert all(p.grad.isfinite().all() and p.grad.any() for p in model.parameters())
-
-
 # Initialisation, names, counts.
+
 
 def test_initial_weights():
     torch.manual_seed(0)
@@ -331,6 +319,7 @@ def test_dropout_only_in_training(place):
 
 
 # Generation.
+
 
 @every_kind
 def test_greedy_with_cache_is_greedy_without(kind):
