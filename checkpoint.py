@@ -98,8 +98,11 @@ def move_aside(folder):
     return f'{folder}-{n}'
 
 
-def cut_log(path, step):
-    """Drop from a log.jsonl what a run continued at `step` will write again: iterations from `step` on, half lines."""
+def cut_log(path, step, evaluated):
+    """
+    Drop from a log.jsonl what a run that goes on at `step` will write again: iterations from `step` on, and half
+    lines. The evaluation at `step` stays if it was due (`evaluated`), not if it was there only because a run ended.
+    """
     if not os.path.exists(path):
         return
     kept = []
@@ -107,7 +110,7 @@ def cut_log(path, step):
         for line in f:
             try:
                 record = json.loads(line)
-                if record['iter'] < step or (record['iter'] == step and 'val_loss' in record):
+                if record['iter'] < step or (record['iter'] == step and evaluated and 'val_loss' in record):
                     kept.append(line)
             except (ValueError, KeyError, TypeError):
                 continue

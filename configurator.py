@@ -42,6 +42,9 @@ def run(main, cls, errors=(), argv=None):
     and the types in `errors`) end the program with one line on stderr and exit code 2, without traceback.
     """
     script = sys.modules[cls.__module__]
+    for stream in (sys.stdout, sys.stderr):           # any text on any terminal, Windows' too
+        if hasattr(stream, 'reconfigure'):
+            stream.reconfigure(encoding='utf-8', errors='replace')
     try:
         main(load(cls, sys.argv[1:] if argv is None else argv, script))
     except (ConfigError, *errors) as e:

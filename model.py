@@ -62,8 +62,8 @@ class GPTConfig:
             raise ValueError(f'n_kv_head={self.n_kv_head}, n_inner={self.n_inner}: expected 0 (automatic) or more')
         if self.n_kv_head and self.n_head % self.n_kv_head:
             raise ValueError(f'n_head={self.n_head}, n_kv_head={self.n_kv_head}: expected n_head to be a multiple of n_kv_head')
-        if self.pos == 'rotary' and self.head_dim % 2:
-            raise ValueError(f'n_embd / n_head = {self.head_dim}: expected an even head width for pos=rotary')
+        if self.pos == 'rotary' and (self.head_dim % 2 or self.rope_theta <= 0):
+            raise ValueError(f'n_embd / n_head = {self.head_dim}, rope_theta={self.rope_theta}: expected an even head width and a positive theta')
 
     @property
     def head_dim(self):

@@ -8,6 +8,7 @@ Generate text with a trained model.
 import os
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 import checkpoint
@@ -93,6 +94,11 @@ def read_prompt(cfg, tokenizer, block_size):
     return ids or [tokenizer.start_id], len(ids)
 
 
+def generator(seed, i):
+    """The randomness of sample i: a function of seed and i, whatever runs beside it."""
+    return torch.Generator().manual_seed(int(np.random.SeedSequence([seed, i]).generate_state(1, np.uint64)[0]))
+
+
 def check(cfg):
     """Raise ConfigError for values that make no sense."""
     configurator.in_range(cfg, num_samples=(1, None), max_new_tokens=(0, None), temperature=(0, None), top_k=(0, None), seed=(0, 2 ** 63))
@@ -114,7 +120,7 @@ def main(cfg):
     if run.compile:
         model.forward = torch.compile(model.forward)
     x = torch.tensor([ids], device=run.device).expand(cfg.num_samples, -1)                    # (num_samples, T)
-    generators = [torch.Generator().manual_seed(cfg.seed + i) for i in range(cfg.num_samples)]
+    generators = [generator(cfg.seed, i) for i in range(cfg.num_samples)]
     with run.autocast():
         y = model.generate(x, cfg.max_new_tokens, cfg.temperature, cfg.top_k, tokenizer.n_vocab, generators)
     for row in y.tolist():

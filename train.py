@@ -294,7 +294,8 @@ def train(cfg, run):
     byte_lengths = None
     if tokenizer is not None:                         # (V,): 0 for ids that only pad the vocabulary
         byte_lengths = torch.zeros(model.config.vocab_size, dtype=torch.int64)
-        byte_lengths[:tokenizer.n_vocab] = torch.from_numpy(tokenizer.byte_lengths())
+        lengths = torch.from_numpy(tokenizer.byte_lengths())[:model.config.vocab_size]
+        byte_lengths[:len(lengths)] = lengths
     wandb = start_wandb(cfg) if cfg.wandb_log and run.main and not cfg.eval_only else None
     state = None                                      # its tensors are in model and optimizer now
 
@@ -326,7 +327,7 @@ def train(cfg, run):
         if moved:
             say(f'the run that was in {cfg.out_dir} is now in {moved}')
         os.makedirs(cfg.out_dir, exist_ok=True)
-        checkpoint.cut_log(os.path.join(cfg.out_dir, 'log.jsonl'), start)
+        checkpoint.cut_log(os.path.join(cfg.out_dir, 'log.jsonl'), start, evaluated=start % cfg.eval_interval == 0)
         log = open(os.path.join(cfg.out_dir, 'log.jsonl'), 'a', encoding='utf-8')
     bar = tqdm(total=cfg.max_iters, initial=start, disable=None if run.main else True, unit='it', dynamic_ncols=True)
     began = now = time.perf_counter()

@@ -114,5 +114,7 @@ def test_the_log_is_cut_to_where_the_run_goes_on():
     lines = [dict(iter=0, val_loss=1.0), dict(iter=0, loss=1.0), dict(iter=1, loss=0.9), dict(iter=2, val_loss=0.8), dict(iter=2, loss=0.8),
              dict(iter=3, loss=0.7)]
     open('log.jsonl', 'w').write(''.join(json.dumps(r) + '\n' for r in lines) + '{"iter": 4, "lo')
-    checkpoint.cut_log('log.jsonl', 2)
+    checkpoint.cut_log('log.jsonl', 2, evaluated=True)
     assert [json.loads(s) for s in open('log.jsonl')] == lines[:4] and os.listdir() == ['log.jsonl']
+    checkpoint.cut_log('log.jsonl', 2, evaluated=False)
+    assert [json.loads(s) for s in open('log.jsonl')] == lines[:3]

@@ -31,7 +31,7 @@ def texts(capsys, **changes):
 def test_same_seed_same_text(run, capsys):
     first = texts(capsys, seed=1)
     assert len(first) == 3 and len(set(first)) == 3 and all(len(t) == 42 and t.startswith('ab') for t in first)
-    assert texts(capsys, seed=1) == first != texts(capsys, seed=2)
+    assert texts(capsys, seed=1) == first and not set(first) & set(texts(capsys, seed=2))
     assert texts(capsys, seed=1, num_samples=1) == first[:1]                      # a sample depends on its seed, not on its neighbours
 
 

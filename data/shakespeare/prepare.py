@@ -1,29 +1,16 @@
 """
-Tiny Shakespeare, in GPT-2's tokens; cut where nanoGPT cuts it.
+Tiny Shakespeare in GPT-2's tokens; cut where nanoGPT cuts it.
 
     python data/shakespeare/prepare.py                    download the text (1.1 MB)
     python data/shakespeare/prepare.py --input input.txt  use a copy of it, or any other text
 """
 
-import argparse
 import subprocess
 import sys
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parents[1]))
-import loader
-
 AUTOMATIC = True       # small: train.py may run this file when the dataset is missing
-URL = 'https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt'
-SHA256 = '86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed'
+HERE = Path(__file__).resolve().parent
 
-parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument('--input', help='a UTF-8 text file to use instead of the download')
-parser.add_argument('--out', default=str(HERE), help='folder to write to (default: beside this file)')
-args = parser.parse_args()
-try:
-    path = args.input or loader.download(URL, SHA256, str(HERE / 'input.txt'))
-except loader.DataError as e:
-    sys.exit(f'error: {e}')
-sys.exit(subprocess.run([sys.executable, str(HERE.parent / 'prepare.py'), path, '--tokenizer=gpt2', '--out', args.out]).returncode)
+same_text = HERE.parent / 'shakespeare_char' / 'prepare.py'
+sys.exit(subprocess.run([sys.executable, str(same_text), '--tokenizer=gpt2', '--out', str(HERE), *sys.argv[1:]]).returncode)

@@ -20,10 +20,11 @@ SHA256 = '86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed'
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument('--input', help='a UTF-8 text file to use instead of the download')
+parser.add_argument('--tokenizer', default='char', help=argparse.SUPPRESS)      # data/shakespeare says gpt2
 parser.add_argument('--out', default=str(HERE), help='folder to write to (default: beside this file)')
 args = parser.parse_args()
 try:
     path = args.input or loader.download(URL, SHA256, str(HERE / 'input.txt'))
 except loader.DataError as e:
     sys.exit(f'error: {e}')
-sys.exit(subprocess.run([sys.executable, str(HERE.parent / 'prepare.py'), path, '--tokenizer=char', '--out', args.out]).returncode)
+sys.exit(subprocess.run([sys.executable, str(HERE.parent / 'prepare.py'), path, f'--tokenizer={args.tokenizer}', '--out', args.out]).returncode)

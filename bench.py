@@ -1,0 +1,95 @@
+"""
+Measure, side by side with another checkout.
+
+    python bench.py same-recipe --against PATH_TO_NANOGPT
+
+Runs alternate (ours, theirs, ours, ...), each a process of its own from start to end, so that whatever else the
+machine does hits both. Printed are all values, their median and the ratio of the medians.
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+# nanoGPT's README, "I only have a macbook": 4 layers, 128 wide, context 64, 2000 iterations on the CPU.
+CPU_RECIPE = ('config/train_shakespeare_char.py --device=cpu --compile=False --eval_iters=20 --log_interval=1 --block_size=64 '
+              '--batch_size=12 --n_layer=4 --n_head=4 --n_embd=128 --max_iters=2000 --lr_decay_iters=2000 --dropout=0.0').split()
+HERE = os.path.dirname(os.path.abspath(__file__))
+
+
+def timed(command, folder):
+    """Run it in `folder`; returns (seconds from start to end, stdout). Ends the program if it fails."""
+    began = time.perf_counter()
+    ran = subprocess.run(command, cwd=folder, capture_output=True, text=True, encoding='utf-8')
+    if ran.returncode:
+        sys.exit(f'error: {" ".join(command)} in {folder} failed: {ran.stderr.strip()[-300:]}')
+    return time.perf_counter() - began, ran.stdout
+
+
+def blocks(stdout, size=250):
+    """Mean of the printed training losses over each `size` iterations: a curve without the noise of single batches."""
+    losses = [float(x) for x in re.findall(r'^iter \d+: loss ([\d.]+)', stdout, flags=re.MULTILINE)]
+    return [statistics.mean(losses[i:i + size]) for i in range(0, len(losses) - size + 1, size)]
+
+
+def val_loss(checkpoint, dataset):
+    """Loss over the whole val split, measured by our train.py whoever wrote the checkpoint."""
+    with tempfile.TemporaryDirectory() as tmp:
+        shutil.copy(checkpoint, os.path.join(tmp, 'ckpt.pt'))
+        flags = [f for f in CPU_RECIPE if not f.startswith('--eval_iters')]
+        _, out = timed([sys.executable, 'train.py', *flags, f'--dataset={dataset}', '--eval_iters=0', '--eval_only=True', '--init_from=resume',
+                        f'--out_dir={tmp}'], HERE)
+    return float(re.search(r'val loss ([\d.]+)', out)[1])
+
+
+def report(name, ours, theirs, unit):
+    """One row: every value, the medians, and how many times as large theirs is."""
+    a, b = statistics.median(ours), statistics.median(theirs)
+    print(f'{name}: ours {a:.4g} {unit} {[round(x, 4) for x in ours]}, theirs {b:.4g} {unit} {[round(x, 4) for x in theirs]}, ratio {b / a:.3f}')
+
+
+def same_recipe(args):
+    """nanoGPT's CPU recipe in nanoGPT and here: the same architecture, batch, schedule and flags."""
+    theirs = os.path.abspath(args.against)
+    dataset = os.path.join('data', 'shakespeare_char')
+    for folder in (theirs, HERE):
+        if not os.path.exists(os.path.join(folder, dataset, 'train.bin')):
+            sys.exit(f'error: {os.path.join(folder, dataset)}: no train.bin; prepare the dataset in both checkouts first')
+    results = {'ours': [], 'theirs': []}
+    with tempfile.TemporaryDirectory() as tmp:
+        for n in range(args.rounds):
+            for side, folder in (('ours', HERE), ('theirs', theirs)):
+                out_dir = os.path.join(tmp, f'{side}{n}')
+                extra = ['--sample_tokens=0', f'--seed={1337 + n}'] if side == 'ours' else []
+                seconds, out = timed([sys.executable, 'train.py', *CPU_RECIPE, f'--out_dir={out_dir}', *extra], folder)
+                times = [float(x) for x in re.findall(r'time ([\d.]+)ms', out)]
+                results[side].append(dict(seconds=seconds, ms=statistics.median(times), curve=blocks(out),
+                                          val=val_loss(os.path.join(out_dir, 'ckpt.pt'), 'shakespeare_char')))
+                print(side, json.dumps(results[side][-1]), flush=True)
+    for key, unit in (('seconds', 's'), ('ms', 'ms/iteration'), ('val', 'nats, whole val split')):
+        report(key, *([r[key] for r in results[side]] for side in ('ours', 'theirs')), unit)
+    mean = {side: [statistics.mean(c) for c in zip(*(r['curve'] for r in rs))] for side, rs in results.items()}
+    gaps = [a - b for a, b in zip(mean['ours'], mean['theirs'])]
+    print('training loss, mean of each 250 iterations, ours - theirs:', [round(g, 4) for g in gaps])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest='command', required=True)
+    command = commands.add_parser('same-recipe', help=same_recipe.__doc__)
+    command.add_argument('--against', required=True, metavar='PATH', help="a checkout of nanoGPT with data/shakespeare_char prepared")
+    command.add_argument('--rounds', type=int, default=3, help='runs of each (default: %(default)s)')
+    command.set_defaults(function=same_recipe)
+    args = parser.parse_args()
+    args.function(args)
+
+
+if __name__ == '__main__':
+    main()
