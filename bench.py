@@ -1,13 +1,15 @@
 """
 Measure, side by side with another checkout.
 
-    python bench.py same-recipe --against PATH_TO_NANOGPT
+    python bench.py same-recipe --against PATH_TO_NANOGPT     whole runs of nanoGPT's CPU recipe
+    python bench.py same-steps --against PATH_TO_NANOGPT      its steps, on the same weights and batches
 
-Runs alternate (ours, theirs, ours, ...), each a process of its own from start to end, so that whatever else the
-machine does hits both. Printed are all values, their medians, and the median of the ratios of the pairs.
+Ours and theirs alternate, so that whatever else the machine does hits both. Printed are the values, their medians,
+and the median of the ratios of the pairs.
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import re
@@ -40,6 +42,14 @@ def timed(command, folder):
     if ran.returncode:
         sys.exit(f'error: {" ".join(command)} in {folder} failed: {ran.stderr.strip()[-300:]}')
     return time.perf_counter() - began, ran.stdout
+
+
+def program(name, path):
+    """The Python file at `path`, ours or theirs, as a module of that name: what is measured is loaded, not imported."""
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def blocks(stdout, size=250):
@@ -91,6 +101,59 @@ def same_recipe(args):
     print('training loss, mean of each 250 iterations, ours - theirs:', [round(g, 4) for g in gaps])
 
 
+def same_steps(args):
+    """Both models in one process, from the same weights on the same batches, 20 steps in turn: the losses must agree."""
+    import torch
+
+    import configurator
+    import loader
+    import optim
+    import parallel
+    train, nanogpt = program('our_train', os.path.join(HERE, 'train.py')), program('their_model', os.path.join(args.against, 'model.py'))
+    cfg = configurator.load(train.TrainConfig, CPU_RECIPE)
+    run = parallel.start('cpu')
+    meta = loader.read_meta(os.path.join('data', cfg.dataset))
+    tokens = loader.Tokens(os.path.join('data', cfg.dataset, 'train.bin'), meta['dtype'], meta['vocab_size'], cfg.block_size)
+    model, _ = train.build_model(cfg, run, meta)
+    theirs = nanogpt.GPT(nanogpt.GPTConfig(**train.model_args(model.config)))
+    theirs.load_state_dict(model.state_dict())
+    optimizer = optim.adamw(model, cfg.weight_decay, cfg.learning_rate, (cfg.beta1, cfg.beta2))
+    their_optimizer = theirs.configure_optimizers(cfg.weight_decay, cfg.learning_rate, (cfg.beta1, cfg.beta2), 'cpu')
+    scaler = torch.amp.GradScaler('cpu', enabled=False)
+
+    def our_step(step):
+        return float(train.train_step(model, optimizer, scaler, tokens, step, cfg, run)[0])
+
+    def their_step(step):
+        x, y = tokens.windows(tokens.batch_starts(cfg.seed, step, cfg.batch_size))
+        _, loss = theirs(x, y)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(theirs.parameters(), cfg.grad_clip)
+        their_optimizer.step()
+        their_optimizer.zero_grad(set_to_none=True)
+        return loss.item()
+
+    seconds, losses = {'ours': [], 'theirs': []}, {'ours': [], 'theirs': []}
+    for first in range(0, args.steps, 20):
+        for side, take_step, opt in (('ours', our_step, optimizer), ('theirs', their_step, their_optimizer)):
+            began = time.perf_counter()
+            for step in range(first, min(first + 20, args.steps)):
+                for group in opt.param_groups:
+                    group['lr'] = optim.learning_rate_at(step, cfg.learning_rate, cfg.min_lr, cfg.warmup_iters, cfg.lr_decay_iters)
+                losses[side].append(take_step(step))
+            seconds[side].append((time.perf_counter() - began) / 20 * 1000)
+    gaps = [abs(a - b) for a, b in zip(losses['ours'], losses['theirs'])]
+    for n in (1, 10, 100, args.steps):
+        print(f'largest difference of the losses in the first {n} steps: {max(gaps[:n]):.2e}')
+    quarter = max(1, args.steps // 4)
+    print('mean difference, ours - theirs, by quarters:', [round(statistics.mean(a - b for a, b in list(zip(*losses.values()))[i:i + quarter]), 5)
+                                                           for i in range(0, args.steps - quarter + 1, quarter)])
+    ratios = [b / a for a, b in zip(seconds['ours'][1:], seconds['theirs'][1:])]
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    print(f"ms/step: ours {statistics.median(seconds['ours']):.2f}, theirs {statistics.median(seconds['theirs']):.2f}; "
+          f'theirs / ours, pair by pair: median {middle:.3f}, quartiles {low:.3f} and {high:.3f}')
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest='command', required=True)
@@ -98,6 +161,10 @@ def main():
     command.add_argument('--against', required=True, metavar='PATH', help="a checkout of nanoGPT with data/shakespeare_char prepared")
     command.add_argument('--rounds', type=int, default=3, help='runs of each (default: %(default)s)')
     command.set_defaults(function=same_recipe)
+    command = commands.add_parser('same-steps', help=same_steps.__doc__)
+    command.add_argument('--against', required=True, metavar='PATH', help='a checkout of nanoGPT')
+    command.add_argument('--steps', type=int, default=2000, help='default: %(default)s')
+    command.set_defaults(function=same_steps)
     args = parser.parse_args()
     args.function(args)
 

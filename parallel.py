@@ -5,6 +5,7 @@ Under torchrun every process runs the same script with its own RANK. Each trains
 batch, DDP averages the gradients, and rank 0 alone prints and writes.
 """
 
+import importlib.util
 import os
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -101,8 +102,9 @@ def start(device='auto', dtype='auto', compile='auto', backend='auto'):
         dist.init_process_group(fitting if backend == 'auto' else backend)
     if chosen.type == 'cuda':
         torch.cuda.set_device(chosen)
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    compile = chosen.type == 'cuda' if compile == 'auto' else compile
+        torch.set_float32_matmul_precision('high')    # TF32 where float32 is left
+    if compile == 'auto':                             # Triton, which it needs, is not on every Windows
+        compile = chosen.type == 'cuda' and importlib.util.find_spec('triton') is not None
     if chosen.type == 'cpu' and compile:              # else compiled threads add up an embedding's gradient in any order
         torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = False

@@ -239,10 +239,9 @@ def train_step(model, optimizer, scaler, tokens, step, cfg, run):
         loss_sum = loss_sum + loss.detach()
     scaler.unscale_(optimizer)
     params = [p for p in model.parameters() if p.grad is not None]
-    if cfg.grad_clip:
-        norm = torch.nn.utils.clip_grad_norm_(params, cfg.grad_clip)
-    else:
-        norm = torch.nn.utils.get_total_norm([p.grad for p in params])
+    norm = torch.nn.utils.get_total_norm([p.grad for p in params])
+    if cfg.grad_clip and (run.device.type != 'cpu' or norm > cfg.grad_clip):    # to look would stall a GPU; on a CPU it saves a pass
+        torch.nn.utils.clip_grads_with_norm_(params, cfg.grad_clip, norm)
     scaler.step(optimizer)
     scaler.update()
     optimizer.zero_grad(set_to_none=True)
@@ -323,10 +322,13 @@ def train(cfg, run):
     # ---- from here on the run's folder is ours
     log = None
     if run.main:
-        moved = checkpoint.move_aside(cfg.out_dir) if cfg.init_from != 'resume' else None
+        try:
+            moved = checkpoint.move_aside(cfg.out_dir) if cfg.init_from != 'resume' else None
+            os.makedirs(cfg.out_dir, exist_ok=True)
+        except OSError as e:
+            raise configurator.ConfigError(f'out_dir={cfg.out_dir}: cannot be written ({e.strerror}); give another one') from e
         if moved:
             say(f'the run that was in {cfg.out_dir} is now in {moved}')
-        os.makedirs(cfg.out_dir, exist_ok=True)
         checkpoint.cut_log(os.path.join(cfg.out_dir, 'log.jsonl'), start, evaluated=start % cfg.eval_interval == 0)
         log = open(os.path.join(cfg.out_dir, 'log.jsonl'), 'a', encoding='utf-8')
     bar = tqdm(total=cfg.max_iters, initial=start, disable=None if run.main else True, unit='it', dynamic_ncols=True)

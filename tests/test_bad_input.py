@@ -53,6 +53,7 @@ TRAIN = [
     ('--lr_schedule=cosin', "lr_schedule='cosin': expected one of cosine, linear; did you mean cosine?"),
     ('--out_dir=.', "out_dir='.': expected a folder of its own"),
     ('--out_dir=', "out_dir='': expected a folder of its own"),
+    ('--out_dir=binary.txt', 'out_dir=binary.txt: cannot be written (File exists)'),
     ('--device=tpu9', 'device=tpu9: expected auto, cpu, mps, cuda or cuda:N'),
     ('--device=meta', 'device=meta: expected auto'),
     pytest.param('--device=cuda', 'device=cuda: this machine has no CUDA', marks=NO_CUDA),
