@@ -99,6 +99,9 @@ def start(device='auto', dtype='auto', compile='auto', backend='auto'):
         fitting = 'nccl' if chosen.type == 'cuda' else 'gloo'
         if backend == 'nccl' and fitting == 'gloo':
             raise DeviceError(f'backend=nccl on {chosen.type}: expected gloo; leave it at --backend=auto')
+        # torch.distributed.nn takes the group for its default arguments when it is imported, as DDP does later on, and so keeps
+        # gloo's threads alive until they abort the exiting process. Before there is a group it can take none.
+        importlib.import_module('torch.distributed.nn')
         dist.init_process_group(fitting if backend == 'auto' else backend)
     if chosen.type == 'cuda':
         torch.cuda.set_device(chosen)

@@ -15,11 +15,11 @@ FLAGS = ['--dataset=babble', '--device=cpu', '--block_size=16', '--n_layer=2', '
          '--max_iters=20', '--eval_interval=10', '--learning_rate=0.01', '--warmup_iters=2', '--lr_decay_iters=20', '--sample_tokens=0']
 
 
-def train(out_dir, *flags, processes=1):
+def train(out_dir, *flags, processes=1, script=REPO / 'train.py'):
     """Run train.py, under torchrun if there are several processes; returns its stdout."""
     launch = ['-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={processes}'] if processes > 1 else []
-    ran = subprocess.run([sys.executable, *launch, str(REPO / 'train.py'), *FLAGS, f'--out_dir={out_dir}', *flags],
-                         capture_output=True, text=True, timeout=300)
+    ran = subprocess.run([sys.executable, *launch, str(script), *FLAGS, f'--out_dir={out_dir}', *flags],
+                         capture_output=True, text=True, timeout=300, env={**os.environ, 'PYTHONPATH': str(REPO)})
     assert ran.returncode == 0, ran.stderr
     return ran.stdout
 
@@ -50,6 +50,23 @@ def test_a_run_may_go_on_with_another_number_of_processes(place):
     assert checkpoint.load('mixed/ckpt.pt')['iter_num'] == 20
     ends = dict(losses('mixed'))
     assert all(abs(loss - ends[i]) < 1e-4 for i, loss in dict(losses('one')).items())
+
+
+@pytest.mark.skipif(not os.path.exists('/proc/self/task'), reason='threads are listed by Linux')
+def test_no_thread_of_the_process_group_outlives_it(place):
+    """One that did aborted every tenth run at its exit ("terminate called without an active exception")."""
+    (place / 'watched.py').write_text("""
+import os, sys
+import configurator, parallel, train
+def gloo():
+    return sum('gloo' in open(f'/proc/self/task/{t}/comm').read() for t in os.listdir('/proc/self/task'))
+close = parallel.Run.close
+parallel.Run.close = lambda run: (print(f'while it runs: {gloo() > 0}'), close(run))
+train.main(configurator.load(train.TrainConfig, sys.argv[1:]))
+print(f'afterwards: {gloo()}')
+""")
+    out = train('out', '--max_iters=2', '--gradient_accumulation_steps=2', processes=2, script=place / 'watched.py')
+    assert out.count('while it runs: True') == 2 == out.count('afterwards: 0'), out
 
 
 @pytest.mark.slow
