@@ -2,6 +2,8 @@
 Tiny Shakespeare by characters, the best recipe known so far: nanoGPT's size (10.65M) with today's block. For a GPU.
 
     python train.py config/shakespeare_char.py
+
+Not measured on a GPU yet; LOG.md will say when it is.
 """
 out_dir = 'out-shakespeare-char'
 dataset = 'shakespeare_char'

@@ -54,7 +54,7 @@ def test_a_run_may_go_on_with_another_number_of_processes(place):
 
 @pytest.mark.skipif(not os.path.exists('/proc/self/task'), reason='threads are listed by Linux')
 def test_no_thread_of_the_process_group_outlives_it(place):
-    """One that did aborted every tenth run at its exit ("terminate called without an active exception")."""
+    """One that did aborted some runs at their exit: "terminate called without an active exception"."""
     (place / 'watched.py').write_text("""
 import os, sys
 import configurator, parallel, train
