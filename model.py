@@ -25,6 +25,10 @@ import torch.nn as nn
 from torch.nn import functional as F
 
 
+class ModelError(ValueError):
+    """A shape that cannot be built, or weights that do not fit it, in one line."""
+
+
 @dataclass
 class GPTConfig:
     """The shape of a GPT. The first seven fields are nanoGPT's; the rest default to GPT-2."""
@@ -46,24 +50,24 @@ class GPTConfig:
     n_inner: int = 0           # hidden width of feed-forward; 0 = 4 C, for swiglu 8/3 C (equal weights)
 
     def __post_init__(self):
-        """Fills in the derived sizes. Raises ValueError, in one line, for a shape that cannot be built."""
+        """Raises ModelError for a shape that cannot be built."""
         for name in ('block_size', 'vocab_size', 'n_layer', 'n_head', 'n_embd'):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
-                raise ValueError(f'{name}={value!r}: expected an integer of 1 or more')
+                raise ModelError(f'{name}={value!r}: expected an integer of 1 or more')
         for name, kinds in (('pos', POSITIONS), ('norm', NORMS), ('mlp', ACTIVATIONS)):
             if getattr(self, name) not in kinds:
-                raise ValueError(f"{name}={getattr(self, name)!r}: expected one of {', '.join(kinds)}")
+                raise ModelError(f"{name}={getattr(self, name)!r}: expected one of {', '.join(kinds)}")
         if not 0 <= self.dropout < 1:
-            raise ValueError(f'dropout={self.dropout}: expected at least 0 and less than 1')
+            raise ModelError(f'dropout={self.dropout}: expected at least 0 and less than 1')
         if self.n_embd % self.n_head:
-            raise ValueError(f'n_embd={self.n_embd}, n_head={self.n_head}: expected n_embd to be a multiple of n_head')
+            raise ModelError(f'n_embd={self.n_embd}, n_head={self.n_head}: expected n_embd to be a multiple of n_head')
         if self.n_kv_head < 0 or self.n_inner < 0:
-            raise ValueError(f'n_kv_head={self.n_kv_head}, n_inner={self.n_inner}: expected 0 (automatic) or more')
+            raise ModelError(f'n_kv_head={self.n_kv_head}, n_inner={self.n_inner}: expected 0 (automatic) or more')
         if self.n_kv_head and self.n_head % self.n_kv_head:
-            raise ValueError(f'n_head={self.n_head}, n_kv_head={self.n_kv_head}: expected n_head to be a multiple of n_kv_head')
+            raise ModelError(f'n_head={self.n_head}, n_kv_head={self.n_kv_head}: expected n_head to be a multiple of n_kv_head')
         if self.pos == 'rotary' and (self.head_dim % 2 or self.rope_theta <= 0):
-            raise ValueError(f'n_embd / n_head = {self.head_dim}, rope_theta={self.rope_theta}: expected an even head width and a positive theta')
+            raise ModelError(f'n_embd / n_head = {self.head_dim}, rope_theta={self.rope_theta}: expected an even head width and a positive theta')
 
     @property
     def head_dim(self):
@@ -265,22 +269,22 @@ class GPT(nn.Module):
         return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
 
     @classmethod
-    def from_state(cls, model_args, weights, **overrides):
+    def from_state(cls, model_args, weights, source='checkpoint', **overrides):
         """
         The GPT that a checkpoint describes: model_args for `GPTConfig` (overrides win), weights {name: tensor}.
-        Raises ValueError, in one line, where the two do not fit together.
+        Raises ModelError, which names `source`, where the two do not fit together.
         """
         try:
             model = cls(GPTConfig(**{**model_args, **overrides}))
             model.load_state_dict(weights)
-        except (TypeError, RuntimeError) as e:
-            raise ValueError(f"model_args and weights do not fit: {' '.join(str(e).split())[:300]}") from e
+        except (ModelError, TypeError, RuntimeError) as e:
+            raise ModelError(f"{source}: model_args and weights do not fit: {' '.join(str(e).split())[:300]}") from e
         return model
 
     def crop_block_size(self, block_size):
         """Forget the positions from block_size on, to train or sample a model with a shorter context."""
         if block_size > self.config.block_size:
-            raise ValueError(f'block_size={block_size}: expected at most {self.config.block_size}, the context of the weights')
+            raise ModelError(f'block_size={block_size}: expected at most {self.config.block_size}, the context of the weights')
         self.config.block_size = block_size
         if self.config.pos == 'learned':
             self.transformer.wpe.weight = nn.Parameter(self.transformer.wpe.weight[:block_size].detach().clone())

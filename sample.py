@@ -17,7 +17,7 @@ import interop
 import loader
 import parallel
 import tokenizer as tokenizers
-from model import GPT
+from model import GPT, ModelError
 
 
 @dataclass
@@ -37,28 +37,21 @@ class SampleConfig:
     compile: bool | str = False       # torch.compile: pays for very long texts on CUDA only
 
 
-ERRORS = (loader.DataError, checkpoint.CheckpointError, tokenizers.TokenizerError, parallel.DeviceError, interop.InteropError)
+ERRORS = (ModelError, loader.DataError, checkpoint.CheckpointError, tokenizers.TokenizerError, parallel.DeviceError, interop.InteropError)
 
 
 def load_model(cfg):
     """Where the model comes from, the model, on the CPU, and the plain data of its tokenizer."""
     if cfg.init_from != 'resume':
         args, weights = interop.load_gpt2(cfg.init_from)
-        return cfg.init_from, model_from(cfg.init_from, args, weights), {'kind': 'gpt2'}
+        return cfg.init_from, GPT.from_state(args, weights, cfg.init_from, dropout=0.0), {'kind': 'gpt2'}
     names = [cfg.checkpoint] if cfg.checkpoint else ['best.pt', 'ckpt.pt']
     paths = [os.path.join(cfg.out_dir, name) for name in names]
     path = next((p for p in paths if os.path.exists(p)), paths[-1])
     state = checkpoint.load(path)
-    model = model_from(path, state['model_args'], state['model'])
+    model = GPT.from_state(state['model_args'], state['model'], path, dropout=0.0)
     print(f"{path}: iteration {state.get('iter_num', '?')}, best val loss {float(state.get('best_val_loss', float('nan'))):.4f}")
     return path, model, find_tokenizer(cfg, state, path)
-
-
-def model_from(source, args, weights):
-    try:
-        return GPT.from_state(args, weights, dropout=0.0)
-    except ValueError as e:
-        raise checkpoint.CheckpointError(f'{source}: {e}') from e
 
 
 def find_tokenizer(cfg, state, path):

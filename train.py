@@ -30,7 +30,7 @@ import loader
 import optim
 import parallel
 import tokenizer as tokenizers
-from model import GPT, GPTConfig
+from model import GPT, GPTConfig, ModelError
 
 
 @dataclass
@@ -90,7 +90,7 @@ class TrainConfig:
 
 
 NANOGPT_MODEL_ARGS = ('n_layer', 'n_head', 'n_embd', 'block_size', 'bias', 'vocab_size', 'dropout')
-ERRORS = (loader.DataError, checkpoint.CheckpointError, tokenizers.TokenizerError, parallel.DeviceError, interop.InteropError)
+ERRORS = (ModelError, loader.DataError, checkpoint.CheckpointError, tokenizers.TokenizerError, parallel.DeviceError, interop.InteropError)
 
 
 def check(cfg):
@@ -101,10 +101,7 @@ def check(cfg):
     configurator.in_range(cfg, **at_least_1, **at_least_0, cooldown=(0, 1), beta1=(0, 0.999999), beta2=(0, 0.999999), seed=(0, 2 ** 63))
     configurator.one_of(cfg, dtype=('auto', *parallel.DTYPES), compile=('auto', True, False), backend=('auto', 'nccl', 'gloo'),
                         lr_schedule=optim.SCHEDULES)
-    try:
-        model_config(cfg, vocab_size=1)
-    except ValueError as e:
-        raise configurator.ConfigError(str(e)) from e
+    model_config(cfg, vocab_size=1)
     here, out = os.path.realpath('.'), os.path.realpath(cfg.out_dir.replace('\0', ''))
     if not cfg.out_dir or '\0' in cfg.out_dir or here == out or here.startswith(out + os.sep):
         raise configurator.ConfigError(f'out_dir={cfg.out_dir!r}: expected a folder of its own for the run')
@@ -153,28 +150,18 @@ def build_model(cfg, run, meta):
         path = os.path.join(cfg.out_dir, 'ckpt.pt')
         state = checkpoint.load(path)
         check_same_sizes(cfg, state, meta, path)
-        model = model_from(path, state['model_args'], state['model'], dropout=cfg.dropout)
+        model = GPT.from_state(state['model_args'], state['model'], path, dropout=cfg.dropout)
     elif cfg.init_from == 'scratch':
-        # A large vocabulary is padded to a multiple of 64, for faster matmuls: 50257 becomes nanoGPT's 50304.
-        vocab_size = meta['vocab_size'] if meta['vocab_size'] <= 256 else -(-meta['vocab_size'] // 64) * 64
-        model = GPT(model_config(cfg, vocab_size))
+        # GPT-2's vocabulary is padded to a multiple of 64, for faster matmuls, as nanoGPT does it.
+        model = GPT(model_config(cfg, 50304 if meta['vocab_size'] == 50257 else meta['vocab_size']))
     elif cfg.init_from.startswith('gpt2') or os.path.isdir(cfg.init_from):
         args, weights = interop.load_gpt2(cfg.init_from)
-        model = model_from(cfg.init_from, args, weights, dropout=cfg.dropout)
-        if cfg.block_size > model.config.block_size:
-            raise configurator.ConfigError(f'block_size={cfg.block_size}: {cfg.init_from} has {model.config.block_size}; use at most that')
+        model = GPT.from_state(args, weights, cfg.init_from, dropout=cfg.dropout)
         model.crop_block_size(cfg.block_size)
     else:
         raise configurator.ConfigError(f'init_from={cfg.init_from}: expected scratch, resume, gpt2, gpt2-medium, gpt2-large, gpt2-xl, '
                                        'or a folder with config.json and model.safetensors')
     return model.to(run.device), state
-
-
-def model_from(source, args, weights, **overrides):
-    try:
-        return GPT.from_state(args, weights, **overrides)
-    except ValueError as e:
-        raise checkpoint.CheckpointError(f'{source}: {e}') from e
 
 
 def check_same_sizes(cfg, state, meta, path):
@@ -188,7 +175,7 @@ def check_same_sizes(cfg, state, meta, path):
             raise checkpoint.CheckpointError(f'{path} has {f.name}={has}, but the settings say {f.name}={wanted}; '
                                              'resume with the config of that run, or give another --out_dir')
     has = state['model_args'].get('vocab_size', 0)
-    if meta['vocab_size'] > max(has, -(-has // 64) * 64) or state.get('tokenizer', meta['tokenizer']) != meta['tokenizer']:
+    if meta['vocab_size'] > max(has, 50304 * (has == 50257)) or state.get('tokenizer', meta['tokenizer']) != meta['tokenizer']:
         raise checkpoint.CheckpointError(f"{path} was trained with another tokenizer (vocab_size={has}) than data/{cfg.dataset} has "
                                          f"(vocab_size={meta['vocab_size']}); use the same --dataset")
 

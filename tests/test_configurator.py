@@ -42,7 +42,7 @@ def failure(capsys, *argv):
     """What run() prints: one line `error: ...` on stderr, nothing else. Returns what follows `error: `."""
     script, cls = (sample, SampleConfig) if argv[0].startswith(('--top_k', '--temperature', '--checkpoint=')) else (train, TrainConfig)
     with pytest.raises(SystemExit) as stop:
-        configurator.run(script.check, cls, argv=argv)
+        configurator.run(script.check, cls, script.ERRORS, argv)
     out, err = capsys.readouterr()
     assert stop.value.code == 2 and out == '' and err.startswith('error: ') and err.endswith('\n') and len(err.splitlines()) == 1, err
     return err[7:-1]
@@ -355,7 +355,7 @@ def test_any_arguments_end_well_or_in_one_line(fuzz):
         out, err, code = io.StringIO(), io.StringIO(), None
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             try:
-                configurator.run(train.check, TrainConfig, argv=argv)
+                configurator.run(train.check, TrainConfig, train.ERRORS, argv)
             except SystemExit as e:
                 code = e.code
         assert code in (None, 0, 2) and bool(out.getvalue()) == (code == 0)
