@@ -22,7 +22,10 @@ def commands():
 
 def test_commands_run_in_order(tmp_path, test_data):
     place = tmp_path / 'repo'
-    shutil.copytree(REPO, place, ignore=shutil.ignore_patterns('.git', 'out*', '*.bin', 'meta.*', '__pycache__', '.venv', 'venv'))
+    for folder in ('config', 'data'):
+        shutil.copytree(REPO / folder, place / folder, ignore=shutil.ignore_patterns('*.bin', 'meta.*', 'input.txt', '__pycache__'))
+    for script in REPO.glob('*.py'):
+        shutil.copy(script, place)
     for name in ('notes.txt', 'letters.txt'):
         (place / name).write_text(babble(3000))
     shutil.copy(test_data / 'tinyshakespeare/input.txt', place / 'data/shakespeare_char/input.txt')      # stands in for the download
