@@ -58,13 +58,12 @@ def blocks(stdout, size=250):
     return [statistics.mean(losses[i:i + size]) for i in range(0, len(losses) - size + 1, size)]
 
 
-def val_loss(checkpoint, dataset):
+def val_loss(checkpoint):
     """Loss over the whole val split, measured by our train.py whoever wrote the checkpoint."""
     with tempfile.TemporaryDirectory() as tmp:
         shutil.copy(checkpoint, os.path.join(tmp, 'ckpt.pt'))
-        flags = [f for f in CPU_RECIPE if not f.startswith('--eval_iters')]
-        _, out = timed([sys.executable, 'train.py', *flags, f'--dataset={dataset}', '--eval_iters=0', '--eval_only=True', '--init_from=resume',
-                        f'--out_dir={tmp}'], HERE)
+        flags = [*CPU_RECIPE, '--eval_iters=0', '--eval_only=True', '--init_from=resume', f'--out_dir={tmp}']
+        _, out = timed([sys.executable, 'train.py', *flags], HERE)
     return float(re.search(r'val loss ([\d.]+)', out)[1])
 
 
@@ -78,21 +77,16 @@ def report(name, ours, theirs, unit):
 
 def same_recipe(args):
     """nanoGPT's CPU recipe in nanoGPT and here: the same architecture, batch, schedule and flags."""
-    theirs = os.path.abspath(args.against)
-    dataset = os.path.join('data', 'shakespeare_char')
-    for folder in (theirs, HERE):
-        if not os.path.exists(os.path.join(folder, dataset, 'train.bin')):
-            sys.exit(f'error: {os.path.join(folder, dataset)}: no train.bin; prepare the dataset in both checkouts first')
     results = {'ours': [], 'theirs': []}
     with tempfile.TemporaryDirectory() as tmp:
         for n in range(args.rounds):
-            for side, folder in (('ours', HERE), ('theirs', theirs)):
+            for side, folder in (('ours', HERE), ('theirs', args.against)):
                 out_dir = os.path.join(tmp, f'{side}{n}')
                 script = ['train.py', '--sample_tokens=0', f'--seed={1337 + n}'] if side == 'ours' else ['-c', SHIFTED_SEED, str(n)]
                 seconds, out = timed([sys.executable, *script, *CPU_RECIPE, f'--out_dir={out_dir}'], folder)
                 times = [float(x) for x in re.findall(r'time ([\d.]+)ms', out)]
                 results[side].append(dict(seconds=seconds, ms=statistics.median(times), curve=blocks(out),
-                                          val=val_loss(os.path.join(out_dir, 'ckpt.pt'), 'shakespeare_char')))
+                                          val=val_loss(os.path.join(out_dir, 'ckpt.pt'))))
                 print(side, json.dumps(results[side][-1]), flush=True)
     for key, unit in (('seconds', 's'), ('ms', 'ms/iteration'), ('val', 'nats, whole val split')):
         report(key, *([r[key] for r in results[side]] for side in ('ours', 'theirs')), unit)
@@ -137,15 +131,16 @@ def same_steps(args):
     for first in range(0, args.steps, 20):
         for side, take_step, opt in (('ours', our_step, optimizer), ('theirs', their_step, their_optimizer)):
             began = time.perf_counter()
-            for step in range(first, min(first + 20, args.steps)):
+            chunk = range(first, min(first + 20, args.steps))
+            for step in chunk:
                 for group in opt.param_groups:
                     group['lr'] = optim.learning_rate_at(step, cfg.learning_rate, cfg.min_lr, cfg.warmup_iters, cfg.lr_decay_iters)
                 losses[side].append(take_step(step))
-            seconds[side].append((time.perf_counter() - began) / 20 * 1000)
+            seconds[side].append((time.perf_counter() - began) / len(chunk) * 1000)
     gaps = [abs(a - b) for a, b in zip(losses['ours'], losses['theirs'])]
     for n in (1, 10, 100, args.steps):
         print(f'largest difference of the losses in the first {n} steps: {max(gaps[:n]):.2e}')
-    quarter = max(1, args.steps // 4)
+    quarter = args.steps // 4
     print('mean difference, ours - theirs, by quarters:', [round(statistics.mean(a - b for a, b in list(zip(*losses.values()))[i:i + quarter]), 5)
                                                            for i in range(0, args.steps - quarter + 1, quarter)])
     ratios = [b / a for a, b in zip(seconds['ours'][1:], seconds['theirs'][1:])]
@@ -162,10 +157,17 @@ def main():
     command.add_argument('--rounds', type=int, default=3, help='runs of each (default: %(default)s)')
     command.set_defaults(function=same_recipe)
     command = commands.add_parser('same-steps', help=same_steps.__doc__)
-    command.add_argument('--against', required=True, metavar='PATH', help='a checkout of nanoGPT')
+    command.add_argument('--against', required=True, metavar='PATH', help='a checkout of nanoGPT, prepared likewise')
     command.add_argument('--steps', type=int, default=2000, help='default: %(default)s')
     command.set_defaults(function=same_steps)
     args = parser.parse_args()
+    if getattr(args, 'rounds', 1) < 1 or getattr(args, 'steps', 60) < 60:
+        sys.exit('error: expected --rounds of 1 or more, --steps of 60 or more')
+    args.against = os.path.abspath(args.against)
+    os.chdir(HERE)
+    for path in (os.path.join(args.against, 'train.py'), *(os.path.join(side, 'data', 'shakespeare_char', 'train.bin') for side in (HERE, args.against))):
+        if not os.path.exists(path):
+            sys.exit(f'error: {path}: not found; expected a checkout of nanoGPT, and data/shakespeare_char prepared in both')
     args.function(args)
 
 

@@ -10,6 +10,7 @@ import os
 from contextlib import nullcontext
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -18,6 +19,11 @@ DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch
 
 class DeviceError(ValueError):
     """A device, dtype or number of processes that this machine does not have, in one line."""
+
+
+def seed_of(*numbers):
+    """One seed for torch out of several numbers, (seed, step, rank) say; neighbours give unrelated seeds."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
 
 
 @dataclass

@@ -8,7 +8,6 @@ Generate text with a trained model.
 import os
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 import checkpoint
@@ -77,7 +76,7 @@ def find_tokenizer(cfg, state, path):
 
 
 def read_prompt(cfg, tokenizer, block_size):
-    """The prompt's ids, at least one and at most block_size, and how many of them to show."""
+    """The prompt's ids, at least one (`generate` reads the last block_size of them), and how many of them to show."""
     text = cfg.start
     if text.startswith('FILE:'):
         text = loader.read_text(text.removeprefix('FILE:'))
@@ -85,11 +84,6 @@ def read_prompt(cfg, tokenizer, block_size):
     if len(ids) > block_size:
         print(f'the prompt has {len(ids)} tokens, the context {block_size}: only its end counts')
     return ids or [tokenizer.start_id], len(ids)
-
-
-def generator(seed, i):
-    """The randomness of sample i: a function of seed and i, whatever runs beside it."""
-    return torch.Generator().manual_seed(int(np.random.SeedSequence([seed, i]).generate_state(1, np.uint64)[0]))
 
 
 def check(cfg):
@@ -113,7 +107,8 @@ def main(cfg):
     if run.compile:
         model.forward = torch.compile(model.forward)
     x = torch.tensor([ids], device=run.device).expand(cfg.num_samples, -1)                    # (num_samples, T)
-    generators = [generator(cfg.seed, i) for i in range(cfg.num_samples)]
+    # The randomness of sample i is a function of seed and i, whatever runs beside it.
+    generators = [torch.Generator().manual_seed(parallel.seed_of(cfg.seed, i)) for i in range(cfg.num_samples)]
     with run.autocast():
         y = model.generate(x, cfg.max_new_tokens, cfg.temperature, cfg.top_k, tokenizer.n_vocab, generators)
     for row in y.tolist():

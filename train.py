@@ -16,7 +16,7 @@ import re
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -205,7 +205,7 @@ def evaluate(model, tokens, cfg, run, byte_lengths):
 
 def seed_step(cfg, step, rank):
     """Dropout in iteration `step` depends on (seed, step, rank), not on what was drawn before."""
-    torch.manual_seed(int(np.random.SeedSequence([cfg.seed, step, rank]).generate_state(1, np.uint64)[0]))
+    torch.manual_seed(parallel.seed_of(cfg.seed, step, rank))
 
 
 def train_step(model, optimizer, scaler, tokens, step, cfg, run):
@@ -398,7 +398,7 @@ def start_wandb(cfg):
         import wandb
     except ImportError as e:
         raise configurator.ConfigError('wandb_log=True needs wandb; pip install wandb, or use --wandb_log=False') from e
-    wandb.init(project=cfg.wandb_project, name=cfg.wandb_run_name, config=asdict(cfg))
+    wandb.init(project=cfg.wandb_project, name=cfg.wandb_run_name, config=configurator.plain(cfg))
     return wandb
 
 
