@@ -65,7 +65,11 @@ def load(cls, argv, script=None):
     if '--help' in argv or '-h' in argv:
         print(help_text(cls, script))
         sys.exit(0)
-    for arg in argv:
+    argv = list(argv)
+    while argv:
+        arg = argv.pop(0)
+        if arg.startswith('--') and arg[2:] in fields and argv and not argv[0].startswith('--'):
+            arg = f'{arg}={argv.pop(0)}'              # --key value
         if not arg.startswith('-'):
             namespace.update(values)
             _execute(arg, namespace)

@@ -8,12 +8,15 @@ nanoGPT's folders (meta.pkl, or no meta at all for GPT-2 tokens) are read as the
 Which tokens step i trains on depends on (seed, i) alone; see `batch_starts`.
 """
 
+import gzip
 import hashlib
 import io
 import json
+import math
 import os
 import pickle
 import urllib.request
+import zlib
 from contextlib import contextmanager
 
 import numpy as np
@@ -45,7 +48,7 @@ def download(url, sha256, path):
                 content = response.read()
         except OSError as e:
             raise DataError(f'{url}: download failed ({e}); fetch it elsewhere and give it with --input FILE') from e
-        with _replacing(path) as f:
+        with replacing(path) as f:
             f.write(content)
     with open(path, 'rb') as f:
         found = hashlib.sha256(f.read()).hexdigest()
@@ -65,19 +68,19 @@ def write(folder, train, val, tokenizer, source, sha256):
     counts = {}
     os.makedirs(folder, exist_ok=True)
     for name, chunks in (('train', train), ('val', val)):
-        with _replacing(os.path.join(folder, f'{name}.bin')) as f:
+        with replacing(os.path.join(folder, f'{name}.bin')) as f:
             for ids in chunks:
                 f.write(np.asarray(ids, dtype=np.dtype(dtype).newbyteorder('<')).tobytes())
             counts[name] = f.tell() // np.dtype(dtype).itemsize
     meta = dict(tokenizer=tokenizer.to_json(), vocab_size=tokenizer.n_vocab, dtype=dtype,
                 train_tokens=counts['train'], val_tokens=counts['val'], source=source, sha256=sha256)
-    with _replacing(os.path.join(folder, 'meta.json')) as f:
+    with replacing(os.path.join(folder, 'meta.json')) as f:
         f.write((json.dumps(meta, indent=1) + '\n').encode())
     print(f"{folder}: train has {counts['train']:,} tokens, val has {counts['val']:,} tokens, vocabulary {tokenizer.n_vocab:,}")
 
 
 @contextmanager
-def _replacing(path):
+def replacing(path):
     """A file to write to that takes the place of `path` once it is complete: a broken write leaves the old one."""
     with open(path + '.tmp', 'wb') as f:
         yield f
@@ -127,6 +130,28 @@ def read_meta(folder):
             raise DataError(f"{path}: expected nanoGPT's plain dictionary of vocab_size, itos, stoi; refused: {e}") from e
         return dict(vocab_size=meta['vocab_size'], dtype=np.dtype('<u2'), tokenizer={'kind': 'char', 'chars': chars})
     return dict(vocab_size=50304, dtype=np.dtype('<u2'), tokenizer={'kind': 'gpt2'})
+
+
+def read_idx(path):
+    """
+    The uint8 array in a file of MNIST's format: two zero bytes, type 8, the number of dimensions, each size as four
+    bytes, the most significant first, then the values; gzipped or not. Raises DataError.
+    """
+    try:
+        with open(path, 'rb') as f:
+            content = f.read()
+        if content[:2] == b'\x1f\x8b':
+            content = gzip.decompress(content)
+    except (OSError, EOFError, zlib.error) as e:
+        raise DataError(f'{path}: cannot be read ({e}); expected one of the four files of MNIST') from e
+    if content[:3] != b'\0\0\x08' or len(content) < 4 or len(content) < 4 + 4 * content[3]:
+        raise DataError(f'{path}: begins with {content[:4].hex()}; expected 00000801 (labels) or 00000803 (images), an idx file of bytes')
+    dimensions = content[3]
+    shape = np.frombuffer(content, '>u4', dimensions, offset=4).tolist()
+    found = len(content) - 4 - 4 * dimensions
+    if found != math.prod(shape):
+        raise DataError(f"{path}: {found:,} values; expected {' x '.join(map(str, shape))} = {math.prod(shape):,}: the file is truncated or too long")
+    return np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(shape).copy()
 
 
 class Tokens:

