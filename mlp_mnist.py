@@ -75,50 +75,55 @@ def relu(z):
 
 SIGMA = {'sigmoid': torch.sigmoid, 'relu': relu}
 # sigma'(z), written with a = sigma(z), which is at hand already: e^-z / (1 + e^-z)^2 is a (1 - a).
-SIGMA_PRIME = {'sigmoid': lambda a: a * (1 - a), 'relu': lambda a: (a > 0).to(a.dtype)}
+SIGMA_PRIME = {'sigmoid': lambda a: a - a * a, 'relu': lambda a: (a > 0).to(a.dtype)}
 
 
 def backprop(weights, biases, x, y, activation='sigmoid', cost='quadratic'):
     """
     The slope of the cost in every weight and bias, summed over the m images of a mini-batch, without autograd.
 
-    weights: w^l (n_l, n_{l-1}) and biases: b^l (n_l,), lists over the layers l = 2..L, as in `MLP`; x (n_1, m): an image in
-    each column; y (n_L, m): 1 for its digit, else 0. Returns the lists nabla_w, nabla_b, in the shapes of weights, biases.
-    Nielsen 2015, chapter 2, equations BP1 to BP4, for all images at once: one column of z, a, delta is one image of the book's.
+    weights: w^l (n_l, n_{l-1}) and biases: b^l (n_l, 1), lists over the layers l = 2..L; x (n_1, m): an image in each column;
+    y (n_L, m): 1 for its digit, else 0. Returns the lists nabla_w, nabla_b, in the shapes of weights, biases.
+    Nielsen 2015, chapter 2, equations BP1 to BP4, for all images at once: a column of z, a, delta is what the book has for one.
     """
     sigma, sigma_prime = SIGMA[activation], SIGMA_PRIME[activation]
 
     # Feedforward: remember the activations of every layer.
     a = [x]                                           # a^1 = x                                         (n_1, m)
     for w, b in zip(weights[:-1], biases[:-1]):
-        a.append(sigma(w @ a[-1] + b[:, None]))       # a^l = sigma(w^l a^{l-1} + b^l)                  (n_l, m)
-    z = weights[-1] @ a[-1] + biases[-1][:, None]     # z^L = w^L a^{L-1} + b^L                         (n_L, m)
+        z = w @ a[-1] + b                             # z^l = w^l a^{l-1} + b^l                         (n_l, m)
+        a.append(sigma(z))                            # a^l = sigma(z^l)                                (n_l, m)
+    z = weights[-1] @ a[-1] + biases[-1]              # z^L = w^L a^{L-1} + b^L                         (n_L, m)
 
     # BP1, the error of the output: delta^L = grad_a C * sigma'(z^L). With C = |y - a|^2 / 2, grad_a C is a - y.
     if cost == 'quadratic':
-        out = torch.sigmoid(z)                        # a^L                                             (n_L, m)
-        delta = (out - y) * out * (1 - out)           # delta^L = (a^L - y) * sigma'(z^L)               (n_L, m)
-    else:                                             # for -ln of a softmax, dC/dz^L is that simple:
+        out = torch.sigmoid(z)                        # a^L = sigma(z^L)                                (n_L, m)
+        delta = (out - y) * (out - out * out)         # delta^L = (a^L - y) * sigma'(z^L)               (n_L, m)
+    else:                                             # for C = -ln of a softmax, dC/dz^L is that simple:
         delta = torch.softmax(z, dim=0) - y           # delta^L = a^L - y                               (n_L, m)
 
     # From the last layer to the first. The sums over the images hide in sum() and in the matrix product.
     nabla_w, nabla_b = [], []
     for l in reversed(range(len(weights))):           # weights[l] leads from the activations a[l] to the layer after them
-        nabla_b.insert(0, delta.sum(dim=1))           # BP3: dC/db_j = delta_j                          (n_l,)
+        nabla_b.insert(0, delta.sum(dim=1, keepdim=True))   # BP3: dC/db_j = delta_j                    (n_l, 1)
         nabla_w.insert(0, delta @ a[l].T)             # BP4: dC/dw_jk = a_k delta_j                     (n_l, n_{l-1})
         if l > 0:                                     # BP2: delta^l = ((w^{l+1})^T delta^{l+1}) * sigma'(z^l)
             delta = (weights[l].T @ delta) * sigma_prime(a[l])                 #                        (n_l, m)
     return nabla_w, nabla_b
 
 
-@torch.inference_mode()
 def update_mini_batch(weights, biases, x, y, eta, activation='sigmoid', cost='quadratic'):
     """One step of gradient descent, in place, along the mean slope of the mini-batch. Arguments as in `backprop`."""
     nabla_w, nabla_b = backprop(weights, biases, x, y, activation, cost)
     m = x.size(1)
     for w, b, nw, nb in zip(weights, biases, nabla_w, nabla_b):
         w.sub_(nw, alpha=eta / m)                     # w -> w - eta/m sum dC/dw                        (n_l, n_{l-1})
-        b.sub_(nb, alpha=eta / m)                     # b -> b - eta/m sum dC/db                        (n_l,)
+        b.sub_(nb, alpha=eta / m)                     # b -> b - eta/m sum dC/db                        (n_l, 1)
+
+
+def weights_and_biases(model):
+    """The w^l (n_l, n_{l-1}) and b^l (n_l, 1) of an `MLP`: views, so whoever changes them changes the model."""
+    return [layer.weight.detach() for layer in model.layers], [layer.bias.detach()[:, None] for layer in model.layers]
 
 
 # ---------------------------------------------------------------------------- data
@@ -173,7 +178,7 @@ def distorted(images, strength, basis):
 
 def check(cfg):
     """Raise ConfigError for values that make no sense; returns the neurons of each layer."""
-    configurator.in_range(cfg, n_train=(1, 60000), epochs=(0, None), mini_batch_size=(1, None), eta=(0, None), distort=(0, None), dropout=(0, 0.999999),
+    configurator.in_range(cfg, n_train=(1, 60000), epochs=(1, None), mini_batch_size=(1, None), eta=(0, None), distort=(0, None), dropout=(0, 0.999999),
                           cooldown=(0, 1), weight_decay=(0, None), seed=(0, 2 ** 63))
     configurator.one_of(cfg, init_from=('scratch', 'resume'), evaluate=('test', 'rest'), activation=('sigmoid', 'relu'), cost=('quadratic', 'cross_entropy'),
                         backprop=('manual', 'autograd'), optimizer=('sgd', 'adamw'), dtype=('auto', *parallel.DTYPES))
@@ -218,12 +223,38 @@ def build(args, source, weights=None):
     return model
 
 
+def learn(model, optimizer, images, digits, epoch, cfg, run, bar):
+    """One epoch: every image once, in an order that is, like distortions and dropout, a function of (seed, epoch). Returns the steps taken so far and eta."""
+    torch.manual_seed(parallel.seed_of(cfg.seed, epoch))
+    (weights, biases), one_hot, basis = weights_and_biases(model), torch.eye(10, device=run.device), pixel_basis().to(run.device)
+    batches = torch.randperm(len(images)).to(run.device).split(cfg.mini_batch_size)
+    for step, batch in enumerate(batches, start=epoch * len(batches)):
+        eta = optim.learning_rate_at(step, cfg.eta, 0.0, 0, cfg.epochs * len(batches), 'linear', cfg.cooldown)
+        x, y = images.index_select(0, batch), digits.index_select(0, batch)     # (m, 784), (m,)
+        if cfg.distort:
+            x = distorted(x, cfg.distort, basis)
+        if cfg.backprop == 'manual':                  # an image becomes a column, a digit a column with one 1
+            update_mini_batch(weights, biases, x.T, one_hot.index_select(0, y).T, eta, cfg.activation, cfg.cost)
+        else:
+            for group in optimizer.param_groups:
+                group['lr'] = eta
+            with run.autocast():
+                _, cost = model(x, y)
+            cost.backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        bar.update()
+    return step + 1, eta
+
+
 def train(cfg, sizes, run):
     prepare()
     images, digits = run.put(*read_digits('train'))
+    if cfg.n_train > len(images):
+        raise configurator.ConfigError(f'n_train={cfg.n_train}: expected at most {len(images)}, the training images in data/mnist')
     unseen = [t[cfg.n_train:] for t in (images, digits)] if cfg.evaluate == 'rest' else run.put(*read_digits('test'))
     images, digits = images[:cfg.n_train], digits[:cfg.n_train]
-    path = os.path.join(cfg.out_dir, 'ckpt.pt')
+    path, log_path = os.path.join(cfg.out_dir, 'ckpt.pt'), os.path.join(cfg.out_dir, 'log.jsonl')
     args = dict(sizes=sizes, activation=cfg.activation, cost=cfg.cost, batch_norm=cfg.batch_norm, dropout=cfg.dropout)
     torch.manual_seed(cfg.seed)
     model, state = MLP(**args), {}
@@ -237,57 +268,39 @@ def train(cfg, sizes, run):
         optimizer = torch.optim.SGD(optim.param_groups(model, cfg.weight_decay), lr=cfg.eta)
     else:
         optimizer = optim.adamw(model, cfg.weight_decay, cfg.eta, (0.9, 0.99))
+    first, best_cost, elapsed_before = state.get('epoch', 0), state.get('best_val_loss', math.inf), state.get('elapsed_s', 0.0)
     if state:
         optim.load_state(optimizer, state['optimizer'])
+        if first >= cfg.epochs:
+            print(f'{path} has seen {first} epochs already; raise --epochs to go on')
+            return
     elif moved := checkpoint.move_aside(cfg.out_dir):
         print(f'the run that was in {cfg.out_dir} is now in {moved}')
-    first, best_cost, elapsed_before = state.get('epoch', 0), state.get('best_val_loss', math.inf), state.get('elapsed_s', 0.0)
     os.makedirs(cfg.out_dir, exist_ok=True)
     steps_per_epoch = math.ceil(cfg.n_train / cfg.mini_batch_size)
-    checkpoint.cut_log(os.path.join(cfg.out_dir, 'log.jsonl'), first * steps_per_epoch + 1, evaluated=True)
-    log = open(os.path.join(cfg.out_dir, 'log.jsonl'), 'a', encoding='utf-8')
-    print(f'{cfg.sizes}: {sum(p.numel() for p in model.parameters()):,} weights and biases, {run.device.type}; '
+    checkpoint.cut_log(log_path, first * steps_per_epoch + 1, evaluated=True)
+    n_params = sum(p.numel() for p in model.parameters())
+    print(f'{cfg.sizes}: {n_params:,} weights and biases, {run.device.type}; '
           f'{cfg.n_train:,} images to learn from, {cfg.mini_batch_size} in each of {steps_per_epoch:,} mini-batches')
+    if cfg.mini_batch_size * n_params < 2e6:
+        torch.set_num_threads(1)                      # so little work is done sooner alone than shared out
     measure = 'test accuracy' if cfg.evaluate == 'test' else 'accuracy on the rest'
-    weights, biases = [layer.weight for layer in model.layers], [layer.bias for layer in model.layers]
-    one_hot, basis = torch.eye(10, device=run.device), pixel_basis().to(run.device)
-    bar = tqdm(total=cfg.epochs * steps_per_epoch, initial=first * steps_per_epoch, unit='step', dynamic_ncols=True)
     began = time.perf_counter()
-
-    for epoch in range(first, cfg.epochs):
-        torch.manual_seed(parallel.seed_of(cfg.seed, epoch))          # order, distortions and dropout of this epoch
-        order = torch.randperm(cfg.n_train).to(run.device)
-        for step, batch in enumerate(order.split(cfg.mini_batch_size), start=epoch * steps_per_epoch):
-            eta = optim.learning_rate_at(step, cfg.eta, 0.0, 0, bar.total, 'linear', cfg.cooldown)
-            x, y = images[batch], digits[batch]                                 # (m, 784), (m,)
-            if cfg.distort:
-                x = distorted(x, cfg.distort, basis)
-            if cfg.backprop == 'manual':
-                update_mini_batch(weights, biases, x.T, one_hot[y].T, eta, cfg.activation, cfg.cost)
-            else:
-                for group in optimizer.param_groups:
-                    group['lr'] = eta
-                with run.autocast():
-                    _, cost = model(x, y)
-                cost.backward()
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-            bar.update()
-        cost, activations = evaluate(model, *unseen, run)
-        if not math.isfinite(cost):
-            raise ModelError(f'epoch {epoch + 1}: the cost is {cost}; expected a number: lower --eta, now {cfg.eta}')
-        accuracy = (activations.argmax(dim=1) == unseen[1]).float().mean().item()
-        elapsed, best_cost = elapsed_before + time.perf_counter() - began, min(best_cost, cost)
-        tqdm.write(f'epoch {epoch + 1}: cost {cost:.4f}, {measure} {accuracy:.2%}, {elapsed:.1f} s')
-        log.write(json.dumps(dict(iter=step + 1, epoch=epoch + 1, cost=cost, accuracy=accuracy, lr=eta, elapsed_s=round(elapsed, 3))) + '\n')
-        log.flush()
-        checkpoint.save(path, dict(
-            model=model.state_dict(), optimizer=optimizer.state_dict(), model_args=args, iter_num=step + 1, epoch=epoch + 1,
-            best_val_loss=best_cost, config=configurator.plain(cfg), elapsed_s=elapsed))
-    bar.close()
-    if first >= cfg.epochs:
-        print(f'{path} has seen {first} epochs already; raise --epochs to go on')
-        return
+    with open(log_path, 'a', encoding='utf-8') as log, torch.inference_mode(cfg.backprop == 'manual'), tqdm(
+            total=cfg.epochs * steps_per_epoch, initial=first * steps_per_epoch, unit='step', dynamic_ncols=True) as bar:
+        for epoch in range(first, cfg.epochs):
+            step, eta = learn(model, optimizer, images, digits, epoch, cfg, run, bar)
+            cost, activations = evaluate(model, *unseen, run)
+            if not math.isfinite(cost):
+                raise ModelError(f'epoch {epoch + 1}: the cost is {cost}; expected a number: lower --eta, now {cfg.eta}')
+            accuracy = (activations.argmax(dim=1) == unseen[1]).float().mean().item()
+            elapsed, best_cost = elapsed_before + time.perf_counter() - began, min(best_cost, cost)
+            tqdm.write(f'epoch {epoch + 1}: cost {cost:.4f}, {measure} {accuracy:.2%}, {elapsed:.1f} s')
+            log.write(json.dumps(dict(iter=step, epoch=epoch + 1, cost=cost, accuracy=accuracy, lr=eta, elapsed_s=round(elapsed, 3))) + '\n')
+            log.flush()
+            checkpoint.save(path, dict(
+                model=model.state_dict(), optimizer=optimizer.state_dict(), model_args=args, iter_num=step, epoch=epoch + 1,
+                best_val_loss=best_cost, config=configurator.plain(cfg), elapsed_s=elapsed))
     print(f'saved {path}')
     draw_misread(os.path.join(cfg.out_dir, 'misread.png'), unseen[0].cpu(), unseen[1].cpu(), activations.cpu())
     print(f'try it: python mlp_mnist.py --out_dir={cfg.out_dir} --predict=test:1234')

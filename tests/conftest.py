@@ -38,7 +38,7 @@ def test_data():
     """The folder of data that no test can make, named by the environment variable TEST_DATA."""
     folder = os.environ.get('TEST_DATA')
     if not folder:
-        pytest.skip('TEST_DATA is not set: a folder with tinyshakespeare/input.txt and tiktoken/')
+        pytest.skip('TEST_DATA is not set: a folder with tinyshakespeare/input.txt, mnist/ and tiktoken/')
     return Path(folder)
 
 

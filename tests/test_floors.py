@@ -9,7 +9,7 @@ from conftest import REPO
 MODULES = {'model', 'configurator', 'tokenizer', 'loader', 'optim', 'checkpoint', 'parallel', 'interop'}
 SCRIPTS = {p.stem for p in REPO.glob('*.py')} - MODULES
 CORE = {'torch', 'numpy', 'tiktoken', 'tqdm'}
-OPTIONAL = {'safetensors', 'huggingface_hub', 'wandb', 'datasets'}
+OPTIONAL = {'PIL', 'safetensors', 'huggingface_hub', 'wandb', 'datasets'}
 
 
 def imports(path):
@@ -31,7 +31,7 @@ def test_floor(name):
 
 
 def test_every_module_is_there():
-    assert all((REPO / f'{name}.py').exists() for name in MODULES) and {'train', 'sample'} <= SCRIPTS
+    assert all((REPO / f'{name}.py').exists() for name in MODULES) and {'train', 'sample', 'mlp_mnist'} <= SCRIPTS
 
 
 def test_what_the_floor_test_would_find(tmp_path):

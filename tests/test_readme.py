@@ -1,16 +1,21 @@
 """Every command of README.md, in its order, in a fresh copy of the repo, as a new user would type it; only smaller."""
 
+import importlib.util
 import re
 import shlex
 import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from conftest import REPO, babble
 
+import mlp_mnist
+
 SMALLER = ['--max_iters=4', '--eval_interval=2', '--eval_iters=1', '--block_size=16', '--n_layer=1', '--n_head=2', '--n_embd=8', '--batch_size=2',
            '--gradient_accumulation_steps=1', '--lr_decay_iters=4', '--warmup_iters=0', '--sample_tokens=20', '--device=cpu']
+SMALLER_DIGITS = ['--epochs=1', '--n_train=500', '--mini_batch_size=50', '--device=cpu']
 ELSEWHERE = ('pip install', 'gpt2', 'openwebtext', 'python -m pytest')            # network, hours, or this very suite
 
 
@@ -23,12 +28,16 @@ def commands():
 def test_commands_run_in_order(tmp_path, test_data):
     place = tmp_path / 'repo'
     for folder in ('config', 'data'):
-        shutil.copytree(REPO / folder, place / folder, ignore=shutil.ignore_patterns('*.bin', 'meta.*', 'input.txt', '__pycache__'))
+        shutil.copytree(REPO / folder, place / folder, ignore=shutil.ignore_patterns('*.bin', '*-ubyte', 'meta.*', 'input.txt', '__pycache__'))
     for script in REPO.glob('*.py'):
         shutil.copy(script, place)
     for name in ('notes.txt', 'letters.txt'):
         (place / name).write_text(babble(3000))
-    shutil.copy(test_data / 'tinyshakespeare/input.txt', place / 'data/shakespeare_char/input.txt')      # stands in for the download
+    shutil.copy(test_data / 'tinyshakespeare/input.txt', place / 'data/shakespeare_char/input.txt')      # stand in for the downloads
+    subprocess.run([sys.executable, place / 'data/mnist/prepare.py', '--source', test_data / 'mnist'], check=True, timeout=300)
+    pixels = np.full((100, 80, 3), 255, dtype=np.uint8)
+    pixels[20:80, 36:44] = 0                          # a one
+    (place / 'digit.png').write_bytes(mlp_mnist.png(pixels))
     ran = []
     for line, here in commands():
         words = shlex.split(line, comments=True)
@@ -36,6 +45,10 @@ def test_commands_run_in_order(tmp_path, test_data):
             continue
         if words[1] == 'train.py':                    # the two of "A run" stay one run: 600 iterations become 2, 900 become 4
             words = [w for w in words if not w.startswith('--max_iters')] + SMALLER + ['--max_iters=2'] * ('--max_iters=600' in line)
+        if words[1] == 'mlp_mnist.py' and '--predict' not in line:
+            words += SMALLER_DIGITS
+        if 'digit.png' in line and importlib.util.find_spec('PIL') is None:
+            continue
         if words[1] == 'sample.py':
             words += ['--max_new_tokens=10', '--device=cpu']
         result = subprocess.run([sys.executable, *words[1:]], cwd=place, capture_output=True, text=True, encoding='utf-8', timeout=300)
