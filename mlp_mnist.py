@@ -55,6 +55,7 @@ class MnistConfig:
     epochs: int = 10                  # times that every image is seen
     mini_batch_size: int = 200        # images for each step
     eta: float = 3e-3                 # the learning rate, at its highest
+    warmup_iters: int = 0             # steps, at the beginning, over which eta rises to that
     cooldown: float = 1.0             # the share of the run, at its end, over which eta falls to 0 in a straight line; 0 = constant
     weight_decay: float = 0.0
     # machine
@@ -179,7 +180,7 @@ def distorted(images, strength, basis):
 def check(cfg):
     """Raise ConfigError for values that make no sense; returns the neurons of each layer."""
     configurator.in_range(cfg, n_train=(1, 60000), epochs=(1, None), mini_batch_size=(1, None), eta=(0, None), distort=(0, None), dropout=(0, 0.999999),
-                          cooldown=(0, 1), weight_decay=(0, None), seed=(0, 2 ** 63))
+                          cooldown=(0, 1), warmup_iters=(0, None), weight_decay=(0, None), seed=(0, 2 ** 63))
     configurator.one_of(cfg, init_from=('scratch', 'resume'), evaluate=('test', 'rest'), activation=('sigmoid', 'relu'), cost=('quadratic', 'cross_entropy'),
                         backprop=('manual', 'autograd'), optimizer=('sgd', 'adamw'), dtype=('auto', *parallel.DTYPES))
     sizes = cfg.sizes.split('-')
@@ -229,7 +230,7 @@ def learn(model, optimizer, images, digits, epoch, cfg, run, bar):
     (weights, biases), one_hot, basis = weights_and_biases(model), torch.eye(10, device=run.device), pixel_basis().to(run.device)
     batches = torch.randperm(len(images)).to(run.device).split(cfg.mini_batch_size)
     for step, batch in enumerate(batches, start=epoch * len(batches)):
-        eta = optim.learning_rate_at(step, cfg.eta, 0.0, 0, cfg.epochs * len(batches), 'linear', cfg.cooldown)
+        eta = optim.learning_rate_at(step, cfg.eta, 0.0, cfg.warmup_iters, cfg.epochs * len(batches), 'linear', cfg.cooldown)
         x, y = images.index_select(0, batch), digits.index_select(0, batch)     # (m, 784), (m,)
         if cfg.distort:
             x = distorted(x, cfg.distort, basis)
