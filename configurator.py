@@ -186,6 +186,13 @@ def one_of(cfg, **choices):
             raise ConfigError(f"{key}={value!r}: expected one of {', '.join(map(str, allowed))}{_did_you_mean(str(value), map(str, allowed))}")
 
 
+def own_folder(out_dir):
+    """ConfigError unless out_dir can be a folder that belongs to one run alone, so that it may be moved aside."""
+    here, out = os.path.realpath('.'), os.path.realpath(out_dir.replace('\0', ''))
+    if not out_dir or '\0' in out_dir or here == out or here.startswith(out + os.sep):
+        raise ConfigError(f'out_dir={out_dir!r}: expected a folder of its own for the run')
+
+
 def plain(cfg):
     """The settings as a dictionary of str, int, float, bool and None: what a checkpoint keeps."""
     return dataclasses.asdict(cfg)

@@ -144,12 +144,12 @@ def read_idx(path):
             content = gzip.decompress(content)
     except (OSError, EOFError, zlib.error) as e:
         raise DataError(f'{path}: cannot be read ({e}); expected one of the four files of MNIST') from e
-    if content[:3] != b'\0\0\x08' or len(content) < 4 or len(content) < 4 + 4 * content[3]:
+    if content[:4] not in (b'\0\0\x08\1', b'\0\0\x08\3') or len(content) < 4 + 4 * content[3]:
         raise DataError(f'{path}: begins with {content[:4].hex()}; expected 00000801 (labels) or 00000803 (images), an idx file of bytes')
     dimensions = content[3]
     shape = np.frombuffer(content, '>u4', dimensions, offset=4).tolist()
     found = len(content) - 4 - 4 * dimensions
-    if found != math.prod(shape):
+    if found != math.prod(shape) or not found:
         raise DataError(f"{path}: {found:,} values; expected {' x '.join(map(str, shape))} = {math.prod(shape):,}: the file is truncated or too long")
     return np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(shape).copy()
 

