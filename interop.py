@@ -1,5 +1,5 @@
 """
-Other people's weights: Hugging Face's names and layouts to ours.
+Other people's weights: Hugging Face's names and layouts to ours, and ours to other people.
 
 GPT-2's four matrices stand there as (in, out), ours as (out, in); the names agree but for that.
 Needs safetensors, and huggingface_hub to download: pip install safetensors huggingface_hub
@@ -51,6 +51,25 @@ def load_gpt2(source):
     if (config.get('n_inner') or 4 * config['n_embd']) != 4 * config['n_embd']:
         model_args['n_inner'] = config['n_inner']
     return model_args, from_hf_gpt2(weights, model_args['tie_weights'])
+
+
+def save_safetensors(path, weights, **metadata):
+    """
+    Write {name: tensor} to `path`, with the metadata as JSON texts beside them. A tensor that two names share is written
+    under both. Raises InteropError.
+    """
+    try:
+        from safetensors.torch import save_file
+    except ImportError as e:
+        raise InteropError('export.py needs safetensors; pip install safetensors') from e
+    try:
+        save_file({name: tensor.clone() for name, tensor in weights.items()}, path + '.tmp',
+                  metadata={'format': 'pt', **{key: json.dumps(value) for key, value in metadata.items()}})
+        os.replace(path + '.tmp', path)
+    except Exception as e:                            # safetensors has its own type for a full disk
+        if os.path.exists(path + '.tmp'):
+            os.remove(path + '.tmp')
+        raise InteropError(f'{path}: could not be written ({" ".join(str(e).split())[:120]})') from e
 
 
 def from_hf_gpt2(weights, tied=True):

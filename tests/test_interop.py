@@ -1,13 +1,18 @@
 """interop.py against transformers: its GPT-2 and ours, with the same weights, say the same."""
 
 import json
+import os
 import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import settings, sha256_of
 
+import checkpoint
+import export
 import interop
+import train
 from model import GPT
 
 SIZES = dict(n_layer=2, n_head=3, n_embd=12, n_positions=10, vocab_size=17)
@@ -147,3 +152,24 @@ def test_missing_package_is_named_with_its_command(module, command, monkeypatch)
         pytest.importorskip('safetensors', reason='the format of the weights: pip install safetensors')
     monkeypatch.setitem(sys.modules, module, None)
     assert command in error_of('gpt2')
+
+
+@pytest.mark.parametrize('tied', [True, False])
+def test_weights_to_share_are_those_of_the_run(place, tied, capsys):
+    safetensors = pytest.importorskip('safetensors', reason='the format of the weights: pip install safetensors')
+    train.main(settings(max_iters=2, tie_weights=tied))
+    export.main(export.ExportConfig())
+    assert sorted(os.listdir('out')) == sorted(['ckpt.pt', 'log.jsonl', 'model.safetensors'] + ['best.pt'] * os.path.exists('out/best.pt'))
+    state = checkpoint.load('out/best.pt' if os.path.exists('out/best.pt') else 'out/ckpt.pt')
+    with safetensors.safe_open('out/model.safetensors', 'pt') as f:
+        assert sha256_of({name: f.get_tensor(name) for name in f.keys()}) == sha256_of(state['model'])
+        assert json.loads(f.metadata()['model_args']) == state['model_args'] and json.loads(f.metadata()['tokenizer']) == state['tokenizer']
+    with pytest.raises(interop.InteropError, match='^no/such/folder/x: could not be written [^\n]*$'):
+        export.main(export.ExportConfig(file='no/such/folder/x'))
+
+
+def test_export_without_safetensors(place, monkeypatch):
+    train.main(settings(max_iters=1))
+    monkeypatch.setitem(sys.modules, 'safetensors.torch', None)
+    with pytest.raises(interop.InteropError, match='pip install safetensors'):
+        export.main(export.ExportConfig())

@@ -1,0 +1,145 @@
+"""Settings, files and prompts that nobody thought of: one line of error or success, never a traceback, never a partial write."""
+
+import json
+import os
+import sys
+
+import pytest
+
+hypothesis = pytest.importorskip('hypothesis', reason='pip install hypothesis')
+from conftest import settings
+from hypothesis import HealthCheck, given
+from hypothesis import settings as limits
+from hypothesis import strategies as st
+
+import checkpoint
+import configurator
+import loader
+import sample
+import train
+
+FEW = limits(max_examples=60, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+KEYS = sorted(vars(settings()))
+VALUES = st.one_of(st.integers(-2, 2 ** 70), st.floats(), st.booleans(), st.none(), st.text(max_size=8), st.sampled_from(
+    ['auto', 'cpu', 'scratch', 'resume', 'rotary', 'swiglu', 'linear', 'babble', '1e400', '-0.0', 'nan', '1_000', '0x10', '[1]', '\0', 'ü', '../..', '']))
+
+
+def outcome(main, cls, errors, argv):
+    """0 for success, 2 for a refusal; anything else, an exception above all, is a failure of the test."""
+    try:
+        configurator.run(main, cls, errors, argv)
+    except SystemExit as e:
+        return e.code or 0
+    return 0
+
+
+def snapshot(folder):
+    return {os.path.join(d, name): open(os.path.join(d, name), 'rb').read() for d, _, names in os.walk(folder) for name in names}
+
+
+@pytest.fixture
+def run(place):
+    """A folder with a run of two iterations in `out`."""
+    train.main(settings(max_iters=2, lr_decay_iters=2, warmup_iters=0, n_layer=1, eval_iters=1))
+    return place
+
+
+@FEW
+@given(st.lists(st.tuples(st.sampled_from(KEYS), VALUES), min_size=1, max_size=4))
+def test_settings_are_used_or_refused(changes):
+    """As far as `check` goes, on the command line and in a config file; what passes describes a model that can be built."""
+    def check(cfg):
+        train.check(cfg)
+        assert train.model_config(cfg, 10).n_layer == cfg.n_layer
+
+    assert outcome(check, train.TrainConfig, train.ERRORS, [f'--{key}={value}' for key, value in changes]) in (0, 2)
+    with open('fuzz.py', 'w', encoding='utf-8') as f:
+        f.write('nan, inf = math.nan, math.inf\n' + '\n'.join(f'{key} = {value!r}' for key, value in changes))
+    assert outcome(check, train.TrainConfig, train.ERRORS, ['fuzz.py']) in (0, 2)
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@FEW
+@given(st.one_of(st.binary(max_size=200), st.text(max_size=100).map(lambda s: s.encode('utf-8', 'surrogatepass'))))
+def test_any_bytes_as_a_config_file(content):
+    with open('fuzz.py', 'wb') as f:
+        f.write(content)
+    try:
+        compile(content, 'fuzz.py', 'exec')
+    except (SyntaxError, ValueError):
+        assert outcome(train.check, train.TrainConfig, train.ERRORS, ['fuzz.py']) == 2
+
+
+@FEW
+@given(st.data())
+def test_damaged_checkpoints_are_refused_or_right(run, data):
+    """A cut, or some bytes changed: the state as it was, or a refusal."""
+    whole = open('out/ckpt.pt', 'rb').read()
+    content = bytearray(whole[:data.draw(st.integers(0, len(whole)))] if data.draw(st.booleans()) else whole)
+    for _ in range(data.draw(st.integers(0, 3))):
+        if content:
+            content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    os.makedirs('fuzz', exist_ok=True)
+    with open('fuzz/ckpt.pt', 'wb') as f:
+        f.write(content)
+    try:
+        state = checkpoint.load('fuzz/ckpt.pt')
+    except checkpoint.CheckpointError as e:
+        assert '\n' not in str(e)
+        return
+    good = checkpoint.load('out/ckpt.pt')
+    assert all((state['model'][name] == tensor).all() for name, tensor in good['model'].items()) and state['iter_num'] == good['iter_num']
+
+
+JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+                    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=8)
+
+
+@FEW
+@given(st.one_of(st.binary(max_size=100), JSON.map(lambda v: json.dumps(v).encode()), st.fixed_dictionaries(dict(
+    vocab_size=JSON, dtype=st.sampled_from(['uint16', 'uint32', 'float64', 7]), tokenizer=JSON | st.fixed_dictionaries(dict(
+        kind=st.sampled_from(['char', 'byte', 'gpt2', 'bpe', 3]), chars=JSON)))).map(lambda v: json.dumps(v).encode())))
+def test_any_meta_json(run, content):
+    with open('data/babble/meta.json', 'wb') as f:
+        f.write(content)
+    before = snapshot('.')
+    flags = [f'--{key}={value}' for key, value in vars(settings(out_dir='fuzzed', eval_only=True, n_layer=1, eval_iters=1)).items()]
+    assert outcome(train.main, train.TrainConfig, train.ERRORS, flags) in (0, 2)
+    assert snapshot('.') == before
+
+
+@FEW
+@given(st.binary(max_size=400))
+def test_any_train_bin(run, content):
+    with open('data/babble/train.bin', 'wb') as f:
+        f.write(content)
+    meta = loader.read_meta('data/babble')
+    try:
+        tokens = loader.Tokens('data/babble/train.bin', meta['dtype'], meta['vocab_size'], 16)
+        x, y = tokens.windows(tokens.batch_starts(1, 1, 4))
+    except loader.DataError as e:
+        assert '\n' not in str(e)
+        return
+    assert 0 <= x.min() and x.max() < meta['vocab_size'] and -1 <= y.min()
+
+
+@FEW
+@given(st.text(max_size=30), st.one_of(st.floats(0, 1e30), st.sampled_from([0.0, 1e-300, 1e300])), st.integers(0, 2 ** 62), st.integers(0, 2 ** 62))
+def test_any_prompt(run, prompt, temperature, top_k, seed):
+    before = snapshot('.')
+    argv = ['--out_dir=out', '--device=cpu', '--num_samples=2', '--max_new_tokens=3', f'--start={prompt}', f'--temperature={temperature!r}',
+            f'--top_k={top_k}', f'--seed={seed}']
+    assert outcome(sample.main, sample.SampleConfig, sample.ERRORS, argv) in (0, 2)
+    assert snapshot('.') == before
+
+
+def test_a_traceback_would_be_found():
+    """Negative control."""
+    def main(cfg):
+        sys.modules['no such module']
+    with pytest.raises(KeyError):
+        outcome(main, train.TrainConfig, train.ERRORS, [])
