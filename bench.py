@@ -3,6 +3,7 @@ Measure, side by side with what there is to beat.
 
     python bench.py mnist                                     the digit network: seconds an epoch against the book's algorithm in numpy,
                                                               and seconds from the start of the process to 97% and 98%
+    python bench.py checkpoint                                what saving GPT-2 124M costs
     python bench.py same-recipe --against PATH_TO_NANOGPT     whole runs of nanoGPT's CPU recipe
     python bench.py same-steps --against PATH_TO_NANOGPT      its steps, on the same weights and batches
 
@@ -240,6 +241,48 @@ def time_to(config, out_dir, seed):
     return {**result, 'seconds in all': round(time.perf_counter() - began, 2)}
 
 
+def checkpoint_cost(args):
+    """GPT-2 124M with AdamW: seconds of a save, of writing as many bytes, and of a step; what saving every 1,000 iterations costs."""
+    import torch
+
+    import checkpoint
+    import optim
+    from model import GPT, GPTConfig
+    model = GPT(GPTConfig())
+    optimizer = optim.adamw(model, 0.1, 1e-4, (0.9, 0.95))
+    ids = torch.randint(50257, (1, 1025))
+
+    def step():
+        _, loss = model(ids[:, :-1], ids[:, 1:])
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    def save(path):
+        checkpoint.save(path, dict(model=model.state_dict(), model_args={}, optimizer=optimizer.state_dict()))
+
+    def write(path):
+        with open(path, 'wb') as f:
+            for _ in range(64):
+                f.write(block)
+            f.flush()
+            os.fsync(f.fileno())
+
+    step()
+    results = {'ours': [], 'theirs': [], 'step': []}
+    with tempfile.TemporaryDirectory(dir=args.folder) as tmp:
+        save(os.path.join(tmp, 'ckpt.pt'))
+        block = os.urandom(os.path.getsize(os.path.join(tmp, 'ckpt.pt')) // 64)
+        for _ in range(args.rounds):
+            for side, function in (('ours', lambda: save(os.path.join(tmp, 'ckpt.pt'))), ('theirs', lambda: write(os.path.join(tmp, 'plain'))), ('step', step)):
+                began = time.perf_counter()
+                function()
+                results[side].append(time.perf_counter() - began)
+    report(f'{len(block) * 64 / 1e9:.2f} GB, saved (ours) and merely written and flushed (theirs)', results['ours'], results['theirs'], 's')
+    seconds, a_step = statistics.median(results['ours']), statistics.median(results['step'])
+    print(f'a step of 1 x 1024 tokens: {a_step:.2f} s; saving every 1,000 iterations adds {seconds / 1000:.4f} s to each, {seconds / 1000 / a_step:.2%}')
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest='command', required=True)
@@ -247,6 +290,10 @@ def main():
     command.add_argument('--rounds', type=int, default=3, help='epochs of each, and runs (default: %(default)s)')
     command.add_argument('--config', default='', help='a settings file of mlp_mnist.py to time instead of its defaults')
     command.set_defaults(function=mnist)
+    command = commands.add_parser('checkpoint', help=checkpoint_cost.__doc__)
+    command.add_argument('--rounds', type=int, default=5, help='default: %(default)s')
+    command.add_argument('--folder', help='where to write (default: the temporary folder)')
+    command.set_defaults(function=checkpoint_cost)
     command = commands.add_parser('same-recipe', help=same_recipe.__doc__)
     command.add_argument('--against', required=True, metavar='PATH', help="a checkout of nanoGPT with data/shakespeare_char prepared")
     command.add_argument('--rounds', type=int, default=3, help='runs of each (default: %(default)s)')

@@ -51,6 +51,9 @@ def run(main, cls, errors=(), argv=None):
         if os.environ.get('RANK', '0') == '0':
             print(f'error: {_one_line(e)}', file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:                         # Ctrl-C
+        print('interrupted', file=sys.stderr)
+        sys.exit(130)
 
 
 def load(cls, argv, script=None):

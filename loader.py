@@ -15,6 +15,9 @@ import json
 import math
 import os
 import pickle
+import re
+import subprocess
+import sys
 import urllib.request
 import zlib
 from contextlib import contextmanager
@@ -77,6 +80,21 @@ def write(folder, train, val, tokenizer, source, sha256):
     with replacing(os.path.join(folder, 'meta.json')) as f:
         f.write((json.dumps(meta, indent=1) + '\n').encode())
     print(f"{folder}: train has {counts['train']:,} tokens, val has {counts['val']:,} tokens, vocabulary {tokenizer.n_vocab:,}")
+
+
+def prepare(folder, name):
+    """
+    Make sure that `folder` has the file `name`: a small dataset, one whose prepare.py says AUTOMATIC = True, is prepared on
+    the spot. Raises DataError for the others, which stay the user's decision, and where that fails.
+    """
+    script = os.path.join(folder, 'prepare.py')
+    if os.path.exists(os.path.join(folder, name)) or not os.path.exists(script):
+        return
+    if not re.search(r'^AUTOMATIC = True', read_text(script), flags=re.MULTILINE):
+        raise DataError(f'{folder}: no {name}; prepare the dataset first: python {script}')
+    print(f'preparing {folder} ...')
+    if subprocess.run([sys.executable, script]).returncode:
+        raise DataError(f'{folder}: could not be prepared, see above; python {script} --help tells how to use a copy of the files')
 
 
 @contextmanager

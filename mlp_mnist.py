@@ -10,12 +10,9 @@ has ten, one for each digit. To learn is to move every weight a little against t
 `backprop` finds all those slopes in one walk back through the layers. A GPT learns in the same way.
 """
 
-import json
 import math
 import os
 import struct
-import subprocess
-import sys
 import time
 import zlib
 from dataclasses import dataclass
@@ -127,18 +124,12 @@ def weights_and_biases(model):
 
 def read_digits(split):
     """The images (N, 784), float32 from 0 to 1, and digits (N,), int64, of 'train' or 'test'. Raises DataError."""
-    images, digits = (loader.read_idx(os.path.join('data', 'mnist', name)) for name in FILES[split])
+    folder = os.path.join('data', 'mnist')
+    loader.prepare(folder, FILES[split][1])
+    images, digits = (loader.read_idx(os.path.join(folder, name)) for name in FILES[split])
     if images.shape[1:] != (28, 28) or digits.shape != images.shape[:1] or digits.max() > 9:
         raise loader.DataError(f'data/mnist: images {images.shape} and labels {digits.shape} of {split}: expected (N, 28, 28) and (N,), labels 0 to 9')
     return torch.from_numpy(images).flatten(1).float() / 255, torch.from_numpy(digits).long()
-
-
-def prepare():
-    """Get MNIST, if it is not there yet."""
-    if not all(os.path.exists(os.path.join('data', 'mnist', name)) for names in FILES.values() for name in names):
-        script = os.path.join('data', 'mnist', 'prepare.py')
-        if subprocess.run([sys.executable, script]).returncode:
-            raise loader.DataError(f'data/mnist: could not be prepared, see above; then: python {script} --source FOLDER')
 
 
 def pixel_basis():
@@ -183,12 +174,14 @@ def check(cfg):
     sizes = cfg.sizes.split('-')
     if not (len(sizes) > 1 and all(n.isdecimal() and int(n) for n in sizes) and sizes[0] == '784' and sizes[-1] == '10'):
         raise configurator.ConfigError(f'sizes={cfg.sizes}: expected 784 pixels first and 10 digits last, as in 784-30-10')
+    if sum((int(a) + 1) * int(b) for a, b in zip(sizes, sizes[1:])) > 10 ** 9:
+        raise configurator.ConfigError(f'sizes={cfg.sizes}: expected at most a billion weights')
     if cfg.eta == 0:
         raise configurator.ConfigError('eta=0.0: expected more than 0, or nothing is learned')
     if cfg.mini_batch_size > cfg.n_train:
         raise configurator.ConfigError(f'mini_batch_size={cfg.mini_batch_size}: expected at most n_train={cfg.n_train}, the images to learn from')
-    if cfg.backprop == 'manual' and (cfg.optimizer != 'sgd' or cfg.batch_norm or cfg.dropout or cfg.weight_decay):
-        raise configurator.ConfigError('backprop=manual: expected optimizer=sgd, and no batch_norm, dropout or weight_decay')
+    if cfg.backprop == 'manual' and (cfg.optimizer != 'sgd' or cfg.batch_norm or cfg.dropout or cfg.weight_decay or cfg.dtype != 'float32'):
+        raise configurator.ConfigError('backprop=manual: expected optimizer=sgd, dtype=float32, and no batch_norm, dropout or weight_decay')
     if cfg.batch_norm and 1 in (cfg.mini_batch_size, cfg.n_train % cfg.mini_batch_size):
         raise configurator.ConfigError(f'batch_norm=True: n_train={cfg.n_train} and mini_batch_size={cfg.mini_batch_size} leave a last batch of one image')
     return [int(n) for n in sizes]
@@ -208,12 +201,13 @@ def evaluate(model, images, digits, run):
     return cost, torch.cat(activations)
 
 
-def build(args, source, weights=None):
-    """The MLP that `args` describe, with the weights of the checkpoint `source`, if there are any."""
+def build(args, source, weights):
+    """The MLP that `args` describe, with the weights of the checkpoint `source`."""
     try:
+        with torch.device('meta'):                    # where sizes that are not those of the weights cost no memory
+            MLP(**args).load_state_dict(weights, assign=True)
         model = MLP(**args)
-        if weights is not None:
-            model.load_state_dict(weights)
+        model.load_state_dict(weights)
     except (ModelError, TypeError, RuntimeError) as e:
         raise ModelError(f"{source}: expected a digit network of mlp_mnist.py: {' '.join(str(e).split())[:200]}") from e
     return model
@@ -244,21 +238,23 @@ def learn(model, optimizer, images, digits, epoch, cfg, run, bar):
 
 
 def train(cfg, sizes, run):
-    prepare()
     images, digits = run.put(*read_digits('train'))
     if cfg.n_train > len(images) - (cfg.evaluate == 'rest'):
         raise configurator.ConfigError(f"n_train={cfg.n_train}: expected at most {len(images)}, the training images in data/mnist"
                                        f"{', less those to evaluate on' if cfg.evaluate == 'rest' else ''}")
     unseen = [t[cfg.n_train:] for t in (images, digits)] if cfg.evaluate == 'rest' else run.put(*read_digits('test'))
     images, digits = images[:cfg.n_train], digits[:cfg.n_train]
-    path, log_path = os.path.join(cfg.out_dir, 'ckpt.pt'), os.path.join(cfg.out_dir, 'log.jsonl')
+    path = os.path.join(cfg.out_dir, 'ckpt.pt')
     args = dict(sizes=sizes, activation=cfg.activation, cost=cfg.cost, batch_norm=cfg.batch_norm, dropout=cfg.dropout)
     torch.manual_seed(cfg.seed)
     model, state = MLP(**args), {}
     if cfg.init_from == 'resume':
         state = checkpoint.load(path)
-        if state['model_args'] != args:
-            raise checkpoint.CheckpointError(f"{path} has {state['model_args']}, but the settings say {args}; resume with the config of that run")
+        has, wanted = state['model_args'], args
+        for key in ('optimizer', 'n_train', 'mini_batch_size'):
+            has, wanted = {**has, key: state.get('config', {}).get(key)}, {**wanted, key: getattr(cfg, key)}
+        if has != wanted:
+            raise checkpoint.CheckpointError(f'{path} has {has}, but the settings say {wanted}; resume with the config of that run')
         model = build(args, path, state['model'])
     model.to(run.device)
     if cfg.optimizer == 'sgd':
@@ -274,14 +270,9 @@ def train(cfg, sizes, run):
         if first >= cfg.epochs:
             print(f'{path} has seen {first} epochs already; raise --epochs to go on')
             return
-    elif moved := checkpoint.move_aside(cfg.out_dir):
-        print(f'the run that was in {cfg.out_dir} is now in {moved}')
-    try:
-        os.makedirs(cfg.out_dir, exist_ok=True)
-    except OSError as e:
-        raise configurator.ConfigError(f'out_dir={cfg.out_dir}: cannot be written ({e.strerror}); give another one') from e
+    checkpoint.open_run(cfg.out_dir, resumed=bool(state))
     steps_per_epoch = math.ceil(cfg.n_train / cfg.mini_batch_size)
-    checkpoint.cut_log(log_path, first * steps_per_epoch + 1, evaluated=True)
+    log = checkpoint.Log(os.path.join(cfg.out_dir, 'log.jsonl'), first * steps_per_epoch + 1)
     n_params = sum(p.numel() for p in model.parameters())
     print(f'{cfg.sizes}: {n_params:,} weights and biases, {run.device.type}; '
           f'{cfg.n_train:,} images to learn from, {cfg.mini_batch_size} in each of {steps_per_epoch:,} mini-batches')
@@ -289,7 +280,7 @@ def train(cfg, sizes, run):
         torch.set_num_threads(1)                      # so little work is done sooner alone than shared out
     measure = 'test accuracy' if cfg.evaluate == 'test' else 'accuracy on the rest'
     began = time.perf_counter()
-    with open(log_path, 'a', encoding='utf-8') as log, torch.inference_mode(cfg.backprop == 'manual'), tqdm(
+    with torch.inference_mode(cfg.backprop == 'manual'), tqdm(
             total=cfg.epochs * steps_per_epoch, initial=first * steps_per_epoch, unit='step', dynamic_ncols=True) as bar:
         for epoch in range(first, cfg.epochs):
             step, eta = learn(model, optimizer, images, digits, epoch, cfg, run, bar)
@@ -299,8 +290,7 @@ def train(cfg, sizes, run):
             accuracy = (activations.argmax(dim=1) == unseen[1]).float().mean().item()
             elapsed, best_cost = elapsed_before + time.perf_counter() - began, min(best_cost, cost)
             tqdm.write(f'epoch {epoch + 1}: cost {cost:.4f}, {measure} {accuracy:.2%}, {elapsed:.1f} s')
-            log.write(json.dumps(dict(iter=step, epoch=epoch + 1, cost=cost, accuracy=accuracy, lr=eta, elapsed_s=round(elapsed, 3))) + '\n')
-            log.flush()
+            log.write(iter=step, epoch=epoch + 1, cost=cost, accuracy=accuracy, lr=eta, elapsed_s=round(elapsed, 3))
             checkpoint.save(path, dict(
                 model=model.state_dict(), optimizer=optimizer.state_dict(), model_args=args, iter_num=step, epoch=epoch + 1,
                 best_val_loss=best_cost, config=configurator.plain(cfg), elapsed_s=elapsed))
@@ -358,15 +348,16 @@ def read_picture(path):
     of 20 x 20 pixels, and laid with its centre of mass into the middle of 28 x 28. Raises DataError.
     """
     try:
-        from PIL import Image
+        from PIL import Image, ImageOps
     except ImportError as e:
         raise configurator.ConfigError('--predict of an image file needs Pillow; pip install pillow, or use --predict=test:N') from e
     try:
         with Image.open(path) as image:
-            image = image.convert('RGBA')
+            image = ImageOps.exif_transpose(image).convert('RGBA')              # as a camera was held
             image.thumbnail((1000, 1000))
-            paper = Image.new('RGBA', image.size, 'white')                      # shines through where the image is transparent
-            grey = np.asarray(Image.alpha_composite(paper, image).convert('L'), dtype=np.float32)
+            alpha = np.asarray(image.getchannel('A'), dtype=np.float32)
+            transparent = np.median(alpha) < 128                                # then what is opaque is ink, whatever its colour
+            grey = 255 - alpha if transparent else np.asarray(image.convert('L'), dtype=np.float32)
     except FileNotFoundError as e:
         raise loader.DataError(f'{path}: not found; expected an image file, or test:N') from e
     except Exception as e:                            # Pillow raises a dozen types for damaged files
@@ -397,7 +388,6 @@ def predict(cfg, run):
     model = build(state['model_args'], path, state['model']).to(run.device).eval()
     truth = ''
     if cfg.predict.startswith('test:'):
-        prepare()
         images, digits = read_digits('test')
         n = cfg.predict.removeprefix('test:')
         if not n.isdecimal() or int(n) >= len(images):

@@ -32,10 +32,7 @@ class ModelError(ValueError):
 
 class MLP(nn.Module):
     """
-    Layers of neurons, each a weighted sum of all those before it, bent:
-
-        a^l = act(w^l a^{l-1} + b^l)                      Nielsen 2015, equation 25
-
+    Layers of neurons, each a weighted sum of all those before it, bent: a^l = act(w^l a^{l-1} + b^l). Nielsen 2015, equation 25.
     sizes: neurons in each layer, (784, 30, 10) say; activation: of the hidden layers, sigmoid or relu; cost: what the
     last activations mean, and what wrong ones cost (y is 1 for the right digit, else 0). Raises ModelError.
 
@@ -67,10 +64,8 @@ class MLP(nn.Module):
             a = self.dropout(self.act(norm(layer(a))))                          # (B, n_l)
         z = self.layers[-1](a).to(self.layers[-1].weight.dtype)                 # (B, n_L), in full precision from here on
         a = z.sigmoid() if self.cost == 'quadratic' else z.softmax(dim=1)
-        if targets is None:
-            return a, None
-        if self.cost == 'cross_entropy':
-            return a, F.cross_entropy(z, targets)     # the same as -ln a, without rounding
+        if targets is None or self.cost == 'cross_entropy':
+            return a, None if targets is None else F.cross_entropy(z, targets)  # the same as -ln a, without rounding
         y = F.one_hot(targets, a.size(1))                                       # (B, n_L)
         return a, (y - a).square().sum(dim=1).mean() / 2
 
@@ -99,8 +94,8 @@ class GPTConfig:
         """Raises ModelError for a shape that cannot be built."""
         for name in ('block_size', 'vocab_size', 'n_layer', 'n_head', 'n_embd'):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ModelError(f'{name}={value!r}: expected an integer of 1 or more')
+            if not isinstance(value, int) or not 1 <= value <= 2 ** 20:
+                raise ModelError(f'{name}={value!r}: expected an integer of 1 or more, at most {2 ** 20:,}')
         for name, kinds in (('pos', POSITIONS), ('norm', NORMS), ('mlp', ACTIVATIONS)):
             if getattr(self, name) not in kinds:
                 raise ModelError(f"{name}={getattr(self, name)!r}: expected one of {', '.join(kinds)}")
@@ -321,7 +316,12 @@ class GPT(nn.Module):
         Raises ModelError, which names `source`, where the two do not fit together.
         """
         try:
-            model = cls(GPTConfig(**{**model_args, **overrides}))
+            config = GPTConfig(**{**model_args, **overrides})
+            if config.n_layer > max(1000, len(weights)):
+                raise ModelError(f'n_layer={config.n_layer} for {len(weights)} tensors')
+            with torch.device('meta'):                # where absurd sizes cost no memory, and those of the weights are compared
+                cls(config).load_state_dict(weights, assign=True)
+            model = cls(config)
             model.load_state_dict(weights)
         except (ModelError, TypeError, RuntimeError) as e:
             raise ModelError(f"{source}: model_args and weights do not fit: {' '.join(str(e).split())[:300]}") from e

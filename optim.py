@@ -38,6 +38,10 @@ def load_state(optimizer, state):
     expected = [len(g['params']) for g in own['param_groups']]
     if found != expected:
         raise ValueError(f'optimizer state for {found} tensors, expected {expected}')
+    for n, param in enumerate(p for g in optimizer.param_groups for p in g['params']):
+        for name, value in state['state'].get(n, {}).items():
+            if isinstance(value, torch.Tensor) and value.shape not in (param.shape, ()):
+                raise ValueError(f'{name} of shape {tuple(value.shape)} for a tensor of shape {tuple(param.shape)}')
     optimizer.load_state_dict(dict(state=state['state'], param_groups=own['param_groups']))
 
 

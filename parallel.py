@@ -7,6 +7,7 @@ batch, DDP averages the gradients, and rank 0 alone prints and writes.
 
 import importlib.util
 import os
+import signal
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -24,6 +25,28 @@ class DeviceError(ValueError):
 def seed_of(*numbers):
     """One seed for torch out of several numbers, (seed, step, rank) say; neighbours give unrelated seeds."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
+
+
+class Interrupt:
+    """
+    with Interrupt() as interrupt: the first SIGTERM or SIGINT (Ctrl-C) only sets `interrupt.signal`, so that what is being
+    done can be finished and saved; a second one ends the program at once.
+    """
+
+    def __enter__(self):
+        self.signal, self.before = 0, {}
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self.before[number] = signal.signal(number, self._note)
+        return self
+
+    def _note(self, number, frame):
+        self.signal = number
+        for each in self.before:
+            signal.signal(each, signal.SIG_DFL)
+
+    def __exit__(self, *error):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
 
 
 @dataclass
@@ -67,6 +90,15 @@ class Run:
             dist.all_reduce(total)
         return total.tolist()
 
+    def machine(self):
+        """What a run must find again to go on bit for bit."""
+        return dict(torch=str(torch.__version__), device=self.device.type, dtype=str(self.dtype), compile=self.compile,
+                    threads=torch.get_num_threads(), world_size=self.world_size)
+
+    def differs(self, machine):
+        """What is not as in `machine`, an earlier run's, in words; empty if nothing."""
+        return ', '.join(f'{key}={machine[key]} (now {now})' for key, now in self.machine().items() if machine.get(key, now) != now)
+
     def barrier(self):
         if self.world_size > 1:
             dist.barrier()
@@ -76,10 +108,11 @@ class Run:
             dist.destroy_process_group()
 
 
-def start(device='auto', dtype='auto', compile='auto', backend='auto'):
+def start(device='auto', dtype='auto', compile='auto', backend='auto', deterministic=False):
     """
     Join the process group, if torchrun started us, and choose what is 'auto': cuda, else mps, else cpu;
-    bfloat16 where a GPU has it; compile on CUDA. Raises DeviceError for what this machine cannot do.
+    bfloat16 where a GPU has it; compile on CUDA. deterministic: the same bits in every run on CUDA, too, at some cost (the CPU
+    always is). Raises DeviceError for what this machine cannot do.
     """
     rank, world = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
     if device == 'auto':
@@ -114,7 +147,8 @@ def start(device='auto', dtype='auto', compile='auto', backend='auto'):
         torch.set_float32_matmul_precision('high')    # TF32 where float32 is left
     if compile == 'auto':                             # Triton, which it needs, is not on every Windows
         compile = chosen.type == 'cuda' and importlib.util.find_spec('triton') is not None
-    if chosen.type == 'cpu' and compile:              # else compiled threads add up an embedding's gradient in any order
+    if deterministic or chosen.type == 'cpu' and compile:    # else compiled threads add up an embedding's gradient in any order
+        os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')             # cuBLAS: read when its first matmul is made
         torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = False
     return Run(chosen, DTYPES[dtype], compile, rank, world, note)

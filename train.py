@@ -9,11 +9,9 @@ Everything random in iteration i depends on (seed, i) alone: the same command gi
 and a run that was stopped and resumed ends where the uninterrupted one does.
 """
 
-import json
 import math
 import os
-import re
-import subprocess
+import signal
 import sys
 import time
 from dataclasses import dataclass, fields
@@ -37,13 +35,14 @@ from model import GPT, GPTConfig, ModelError
 class TrainConfig:
     # what goes where
     out_dir: str = 'out'              # folder of the run: ckpt.pt (last state), best.pt (best weights), log.jsonl
-    init_from: str = 'scratch'        # scratch, resume (out_dir's ckpt.pt), gpt2 / gpt2-medium / gpt2-large / gpt2-xl, or a folder
+    init_from: str = 'scratch'        # scratch, resume (out_dir's ckpt.pt), auto (resume if there is one), gpt2 ... gpt2-xl, or a folder
     eval_interval: int = 2000         # iterations between evaluations
     eval_iters: int = 200             # batches for each evaluation, always the same ones; 0 = the whole split
     eval_only: bool = False           # evaluate once, write nothing
     log_interval: int = 1             # iterations between loss lines
     always_save_checkpoint: bool = True  # save at every evaluation, or only when val improves (and at the end)
     checkpoint_interval: int = 0      # save between evaluations as well, every so many iterations; 0 = no
+    skip_nonfinite: int = 0           # steps in a row whose loss or gradient may be no number: they are skipped; one more ends the run
     sample_tokens: int = 300          # tokens of the sample shown at the end; 0 = none
     wandb_log: bool = False           # report to Weights & Biases too (pip install wandb)
     wandb_project: str = 'owt'
@@ -87,16 +86,23 @@ class TrainConfig:
     dtype: str = 'auto'               # auto, float32, bfloat16, float16 (with loss scaling)
     compile: bool | str = 'auto'      # torch.compile: auto (on CUDA), True, False
     backend: str = 'auto'             # between processes: auto, nccl, gloo
+    deterministic: bool = False       # on CUDA: the same bits in every run, but slower; the CPU is so anyway
 
 
 NANOGPT_MODEL_ARGS = ('n_layer', 'n_head', 'n_embd', 'block_size', 'bias', 'vocab_size', 'dropout')
-ERRORS = (ModelError, loader.DataError, checkpoint.CheckpointError, tokenizers.TokenizerError, parallel.DeviceError, interop.InteropError)
+
+
+class TrainError(ValueError):
+    """A run that cannot go on, in one line."""
+
+
+ERRORS = (TrainError, ModelError, loader.DataError, checkpoint.CheckpointError, tokenizers.TokenizerError, parallel.DeviceError, interop.InteropError)
 
 
 def check(cfg):
     """Raise ConfigError for values that make no sense; warn of those that nanoGPT's users regret."""
     at_least_1 = dict.fromkeys(('eval_interval', 'log_interval', 'gradient_accumulation_steps', 'batch_size'), (1, None))
-    at_least_0 = dict.fromkeys(('eval_iters', 'checkpoint_interval', 'sample_tokens', 'max_iters', 'learning_rate', 'min_lr', 'weight_decay',
+    at_least_0 = dict.fromkeys(('eval_iters', 'checkpoint_interval', 'skip_nonfinite', 'sample_tokens', 'max_iters', 'learning_rate', 'min_lr', 'weight_decay',
                                 'grad_clip', 'warmup_iters', 'lr_decay_iters'), (0, None))
     configurator.in_range(cfg, **at_least_1, **at_least_0, cooldown=(0, 1), beta1=(0, 0.999999), beta2=(0, 0.999999), seed=(0, 2 ** 63))
     configurator.one_of(cfg, dtype=('auto', *parallel.DTYPES), compile=('auto', True, False), backend=('auto', 'nccl', 'gloo'),
@@ -125,31 +131,16 @@ def model_args(config):
             if (value := getattr(config, f.name)) != f.default or f.name in NANOGPT_MODEL_ARGS}
 
 
-def read_meta(cfg, run):
-    """What data/<dataset> holds. A small dataset that is not there yet is prepared on the spot."""
-    folder = os.path.join('data', cfg.dataset)
-    prepare = os.path.join(folder, 'prepare.py')
-    if run.main and not os.path.exists(os.path.join(folder, 'train.bin')) and os.path.exists(prepare):
-        # Big ones stay the user's decision: only a prepare.py that says AUTOMATIC = True is run from here.
-        if not re.search(r'^AUTOMATIC = True', loader.read_text(prepare), flags=re.MULTILINE):
-            raise loader.DataError(f'{folder}: no train.bin; prepare the dataset first: python {prepare}')
-        print(f'preparing {folder} ...')
-        if subprocess.run([sys.executable, prepare]).returncode:
-            raise loader.DataError(f'{folder}: could not be prepared, see above; then: python {prepare}')
-    run.barrier()
-    return loader.read_meta(folder)
-
-
 def build_model(cfg, run, meta):
     """The model on its device, and the checkpoint that it came from (empty if it is new)."""
     state = {}
     torch.manual_seed(cfg.seed)
-    if cfg.init_from == 'resume':
-        path = os.path.join(cfg.out_dir, 'ckpt.pt')
-        state = checkpoint.load(path)
+    path = os.path.join(cfg.out_dir, 'ckpt.pt')
+    if cfg.init_from == 'resume' or cfg.init_from == 'auto' and checkpoint.exists(path):
+        state = checkpoint.load(path, repair=run.main)
         check_same_sizes(cfg, state, meta, path)
         model = GPT.from_state(state['model_args'], state['model'], path, dropout=cfg.dropout)
-    elif cfg.init_from == 'scratch':
+    elif cfg.init_from in ('scratch', 'auto'):
         # GPT-2's vocabulary is padded to a multiple of 64, for faster matmuls, as nanoGPT does it.
         model = GPT(model_config(cfg, 50304 if meta['vocab_size'] == 50257 else meta['vocab_size']))
     elif cfg.init_from.startswith('gpt2') or os.path.isdir(cfg.init_from):
@@ -157,7 +148,7 @@ def build_model(cfg, run, meta):
         model = GPT.from_state(args, weights, cfg.init_from, dropout=cfg.dropout)
         model.crop_block_size(cfg.block_size)
     else:
-        raise configurator.ConfigError(f'init_from={cfg.init_from}: expected scratch, resume, gpt2, gpt2-medium, gpt2-large, gpt2-xl, '
+        raise configurator.ConfigError(f'init_from={cfg.init_from}: expected scratch, resume, auto, gpt2, gpt2-medium, gpt2-large, gpt2-xl, '
                                        'or a folder with config.json and model.safetensors')
     return model.to(run.device), state
 
@@ -207,7 +198,10 @@ def seed_step(cfg, step, rank):
 
 
 def train_step(model, optimizer, scaler, tokens, step, cfg, run):
-    """One step on batch `step`. Returns this rank's mean loss and the gradient's length, as tensors."""
+    """
+    One step on batch `step`. Returns this rank's mean loss and the gradient's length, as tensors, and whether the step was
+    taken: with a loss or gradient that is no finite number (in float16 only the loss counts, scaling copes) it is not.
+    """
     seed_step(cfg, step, run.rank)
     starts = tokens.batch_starts(cfg.seed, step, cfg.batch_size * cfg.gradient_accumulation_steps)
     starts = starts[run.share(len(starts))]
@@ -225,24 +219,29 @@ def train_step(model, optimizer, scaler, tokens, step, cfg, run):
     scaler.unscale_(optimizer)
     params = [p for p in model.parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm([p.grad for p in params])
+    finite = loss_sum.isfinite() & (norm.isfinite() | scaler.is_enabled())
+    if run.sum(~finite)[0]:                           # on any rank
+        optimizer.zero_grad(set_to_none=True)
+        return loss_sum, norm, False
     if cfg.grad_clip and (run.device.type != 'cpu' or norm > cfg.grad_clip):    # to look would stall a GPU; on a CPU it saves a pass
         torch.nn.utils.clip_grads_with_norm_(params, cfg.grad_clip, norm)
     scaler.step(optimizer)
     scaler.update()
     optimizer.zero_grad(set_to_none=True)
-    return loss_sum, norm
+    return loss_sum, norm, True
 
 
 def main(cfg):
     check(cfg)
-    run = parallel.start(cfg.device, cfg.dtype, cfg.compile, cfg.backend)
+    run = parallel.start(cfg.device, cfg.dtype, cfg.compile, cfg.backend, cfg.deterministic)
     try:
-        train(cfg, run)
+        with parallel.Interrupt() as interrupt:
+            train(cfg, run, interrupt)
     finally:
         run.close()
 
 
-def train(cfg, run):
+def train(cfg, run, interrupt):
     def say(text):
         if run.main:
             tqdm.write(text)
@@ -251,7 +250,11 @@ def train(cfg, run):
     if run.note:
         say(f'note: {run.note}')
     run.share(cfg.batch_size * cfg.gradient_accumulation_steps)
-    meta = read_meta(cfg, run)
+    folder, ckpt = os.path.join('data', cfg.dataset), os.path.join(cfg.out_dir, 'ckpt.pt')
+    if run.main:
+        loader.prepare(folder, 'train.bin')
+    run.barrier()
+    meta = loader.read_meta(folder)
     try:
         tokenizer = tokenizers.from_json(meta['tokenizer'])
     except tokenizers.TokenizerError as e:
@@ -260,7 +263,6 @@ def train(cfg, run):
         tokenizer = None                              # training goes on without text: no bits per byte, no sample
         say(f'note: {e}')
     model, state = build_model(cfg, run, meta)
-    folder = os.path.join('data', cfg.dataset)
     splits = {name: loader.Tokens(os.path.join(folder, f'{name}.bin'), meta['dtype'], model.config.vocab_size, cfg.block_size)
               for name in ('train', 'val')}
     optimizer = optim.adamw(model, cfg.weight_decay, cfg.learning_rate, (cfg.beta1, cfg.beta2))
@@ -270,16 +272,16 @@ def train(cfg, run):
             optim.load_state(optimizer, state['optimizer'])
             scaler.load_state_dict(state.get('scaler') or scaler.state_dict())
         except (KeyError, ValueError, TypeError) as e:
-            raise checkpoint.CheckpointError(f'{cfg.out_dir}/ckpt.pt: no optimizer state to resume from ({e})') from e
-    step = start = int(state.get('iter_num', 0))
-    resumed = bool(state)
-    best_val_loss = float(state.get('best_val_loss', math.inf))
-    elapsed_before = float(state.get('elapsed_s', 0.0))
+            raise checkpoint.CheckpointError(f'{ckpt}: no optimizer state to resume from ({e})') from e
+        if differs := run.differs(state.get('machine', {})):
+            say(f'warning: {ckpt} was written with {differs}: the run goes on, but not bit for bit')
+    step = start = state.get('iter_num', 0)
+    resumed, was_evaluated = bool(state), state.get('evaluated', start % cfg.eval_interval == 0)
+    best_val_loss, elapsed_before = state.get('best_val_loss', math.inf), state.get('elapsed_s', 0.0)
     byte_lengths = None
     if tokenizer is not None:                         # (V,): 0 for ids that only pad the vocabulary
-        byte_lengths = torch.zeros(model.config.vocab_size, dtype=torch.int64)
-        lengths = torch.from_numpy(tokenizer.byte_lengths())[:model.config.vocab_size]
-        byte_lengths[:len(lengths)] = lengths
+        lengths = torch.from_numpy(tokenizer.byte_lengths())
+        byte_lengths = torch.nn.functional.pad(lengths, (0, model.config.vocab_size - len(lengths)))
     wandb = start_wandb(cfg) if cfg.wandb_log and run.main and not cfg.eval_only else None
     state = None                                      # its tensors are in model and optimizer now
 
@@ -300,22 +302,15 @@ def train(cfg, run):
     if cfg.eval_only:
         losses()
         return
-    if cfg.init_from == 'resume' and step >= cfg.max_iters:
-        say(f'{cfg.out_dir}/ckpt.pt is at iteration {step} already; raise --max_iters to go on')
+    if resumed and step >= cfg.max_iters:
+        say(f'{ckpt} is at iteration {step} already; raise --max_iters to go on')
         return
 
     # ---- from here on the run's folder is ours
     log = None
     if run.main:
-        try:
-            moved = checkpoint.move_aside(cfg.out_dir) if cfg.init_from != 'resume' else None
-            os.makedirs(cfg.out_dir, exist_ok=True)
-        except OSError as e:
-            raise configurator.ConfigError(f'out_dir={cfg.out_dir}: cannot be written ({e.strerror}); give another one') from e
-        if moved:
-            say(f'the run that was in {cfg.out_dir} is now in {moved}')
-        checkpoint.cut_log(os.path.join(cfg.out_dir, 'log.jsonl'), start, evaluated=start % cfg.eval_interval == 0)
-        log = open(os.path.join(cfg.out_dir, 'log.jsonl'), 'a', encoding='utf-8')
+        checkpoint.open_run(cfg.out_dir, resumed)
+        log = checkpoint.Log(os.path.join(cfg.out_dir, 'log.jsonl'), start, was_evaluated)
     bar = tqdm(total=cfg.max_iters, initial=start, disable=None if run.main else True, unit='it', dynamic_ncols=True)
     began = now = time.perf_counter()
     mark, marked = step, now                          # where the speed of the next loss line is counted from
@@ -324,8 +319,7 @@ def train(cfg, run):
         """One line of log.jsonl, on disk at once."""
         entry = dict(iter=step, **values, lr=lr, elapsed_s=round(elapsed_before + time.perf_counter() - began, 3))
         if log:
-            log.write(json.dumps(entry) + '\n')
-            log.flush()
+            log.write(**entry)
         if wandb:
             wandb.log(entry, step=step)
 
@@ -334,34 +328,52 @@ def train(cfg, run):
         return dict(model=model.state_dict(), model_args=model_args(model.config), iter_num=step, best_val_loss=best_val_loss,
                     config=configurator.plain(cfg), tokenizer=meta['tokenizer'])
 
+    def stop(what):
+        """The end of a run that makes no sense any more."""
+        good = f'the last good checkpoint is {ckpt}, of iteration {saved}' if saved else 'no checkpoint was saved before'
+        raise TrainError(f'iteration {step}: {what} at learning rate {lr:.3g}; {good}; lower --learning_rate, or allow some with --skip_nonfinite=N')
+
+    saved, skipped = start, 0
     while True:
         lr = cfg.learning_rate if not cfg.decay_lr else optim.learning_rate_at(
             step, cfg.learning_rate, cfg.min_lr, cfg.warmup_iters, cfg.lr_decay_iters, cfg.lr_schedule, cfg.cooldown)
-        last = step >= cfg.max_iters
-        if not (resumed and step == start):           # that step was evaluated and saved before the run was stopped
-            improved = evaluated = False
-            if step % cfg.eval_interval == 0 or last:
-                evaluated, values = True, losses()
-                improved = values['val_loss'] < best_val_loss
-                best_val_loss = min(best_val_loss, values['val_loss'])
-                record(**values, tokens=step * tokens_per_step)
-                if improved and step and run.main:
-                    checkpoint.save(os.path.join(cfg.out_dir, 'best.pt'), snapshot())
-            due = evaluated and (improved or cfg.always_save_checkpoint) or \
-                cfg.checkpoint_interval and step % cfg.checkpoint_interval == 0
-            if (due and step or last) and run.main:
+        last, interrupted = step >= cfg.max_iters, run.sum(interrupt.signal)[0] if run.world_size > 1 else interrupt.signal
+        new = not (resumed and step == start)         # else this very state is on the disk
+        evaluated = was_evaluated and not new
+        due = cfg.checkpoint_interval and step % cfg.checkpoint_interval == 0
+        if (step % cfg.eval_interval == 0 or last) and not evaluated and not interrupted:
+            evaluated, values = True, losses()
+            if not math.isfinite(values['val_loss']):
+                stop(f"val loss is {values['val_loss']}")
+            improved = values['val_loss'] < best_val_loss
+            best_val_loss = min(best_val_loss, values['val_loss'])
+            record(**values, tokens=step * tokens_per_step)
+            if improved and step and run.main:
+                checkpoint.save(os.path.join(cfg.out_dir, 'best.pt'), snapshot())
+            due = due or improved or cfg.always_save_checkpoint
+        if new and (due and step or last or interrupted):
+            if run.main:
                 elapsed = elapsed_before + time.perf_counter() - began
-                checkpoint.save(os.path.join(cfg.out_dir, 'ckpt.pt'), dict(
-                    **snapshot(), optimizer=optimizer.state_dict(), scaler=scaler.state_dict(), elapsed_s=elapsed))
-                say(f'saved {os.path.join(cfg.out_dir, "ckpt.pt")}')
-            mark, marked = step, time.perf_counter()
-        if last:
+                checkpoint.save(ckpt, dict(**snapshot(), optimizer=optimizer.state_dict(), scaler=scaler.state_dict(), elapsed_s=elapsed,
+                                           evaluated=evaluated and step % cfg.eval_interval == 0, machine=run.machine()))
+                say(f'saved {ckpt}')
+            saved = step
+        if last or interrupted:
             break
+        if step % cfg.eval_interval == 0 or saved == step:
+            mark, marked = step, time.perf_counter()
 
         for group in optimizer.param_groups:
             group['lr'] = lr
-        loss, norm = train_step(wrapped, optimizer, scaler, splits['train'], step, cfg, run)
-        if step % cfg.log_interval == 0:
+        loss, norm, taken = train_step(wrapped, optimizer, scaler, splits['train'], step, cfg, run)
+        skipped = 0 if taken else skipped + 1
+        if not taken:
+            what = f'loss is {float(loss):.4g} and gradient norm {float(norm):.4g}'
+            if skipped > cfg.skip_nonfinite:
+                stop(what)
+            say(f'iter {step}: {what}: skipped')
+            record(skipped=what, tokens=(step + 1) * tokens_per_step)
+        elif step % cfg.log_interval == 0:
             loss = run.sum(loss)[0] / run.world_size  # waits for the device; between the lines nothing does
             now = time.perf_counter()
             seconds = (now - marked) / (step + 1 - mark)
@@ -373,8 +385,11 @@ def train(cfg, run):
         bar.update()
 
     bar.close()
+    if interrupted:
+        number = interrupt.signal or signal.SIGTERM   # on a rank that got none itself
+        say(f'stopped by {signal.Signals(number).name} at iteration {step}, saved in {ckpt}; go on with --init_from=resume')
+        sys.exit(128 + number)
     if run.main:
-        log.close()
         finish(model, tokenizer, cfg, run, best_val_loss)
 
 

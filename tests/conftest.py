@@ -1,18 +1,22 @@
 """Fixtures, and the option with which CI makes sure that nothing was skipped but for want of a GPU."""
 
+import gzip
 import hashlib
 import json
 import os
 import random
+import struct
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import loader
 import train
+from mlp_mnist import FILES
 from tokenizer import CharTokenizer
 
 torch.set_num_threads(1)              # tiny models: faster, and other processes do not disturb
@@ -102,3 +106,33 @@ def read_log(out_dir, times=False):
     with open(os.path.join(out_dir, 'log.jsonl'), encoding='utf-8') as f:
         records = [json.loads(line) for line in f]
     return records if times else [{k: v for k, v in r.items() if k not in ('elapsed_s', 'tokens_per_s')} for r in records]
+
+
+# ---------------------------------------------------------------------------- digits
+
+def idx(array):
+    """The bytes of an idx file, by its specification."""
+    return b'\0\0\x08' + bytes([array.ndim]) + struct.pack(f'>{array.ndim}I', *array.shape) + array.astype(np.uint8).tobytes()
+
+
+@pytest.fixture
+def digits_place(tmp_path, monkeypatch):
+    """A folder with a learnable data/mnist, 200 + 100 images: 7 x 7 squares that are the same for each digit, and noise. test:0 has a wrong label."""
+    monkeypatch.chdir(tmp_path)
+    os.makedirs('data/mnist')
+    r = np.random.default_rng(0)
+    patterns = (r.random((10, 7, 7)) > 0.7).repeat(4, axis=1).repeat(4, axis=2)
+    for split, n in (('train', 200), ('test', 100)):
+        digits = r.permutation(n) % 10
+        Path('data/mnist', FILES[split][0]).write_bytes(idx(180 * patterns[digits] + 75 * r.random((n, 28, 28))))
+        digits[0] = (digits[0] + (split == 'test')) % 10
+        Path('data/mnist', FILES[split][1]).write_bytes(idx(digits))
+
+
+@pytest.fixture
+def mnist(test_data, tmp_path, monkeypatch):
+    """A folder with the real data/mnist, gunzipped."""
+    monkeypatch.chdir(tmp_path)
+    os.makedirs('data/mnist')
+    for name in (*FILES['train'], *FILES['test']):
+        Path('data/mnist', name).write_bytes(gzip.decompress((test_data / 'mnist' / f'{name}.gz').read_bytes()))

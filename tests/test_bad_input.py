@@ -57,7 +57,7 @@ TRAIN = [
     ('--device=tpu9', 'device=tpu9: expected auto, cpu, mps, cuda or cuda:N'),
     ('--device=meta', 'device=meta: expected auto'),
     pytest.param('--device=cuda', 'device=cuda: this machine has no CUDA', marks=NO_CUDA),
-    ('--init_from=gtp2', 'init_from=gtp2: expected scratch, resume, gpt2'),
+    ('--init_from=gtp2', 'init_from=gtp2: expected scratch, resume, auto, gpt2'),
     ('--init_from=resume', 'out/ckpt.pt: not found; expected a checkpoint of train.py; runs here: alien, best, broken, small (--out_dir=...)'),
     ('--init_from=resume --out_dir=small --n_layer=3', 'small/ckpt.pt has n_layer=1, but the settings say n_layer=3'),
     ('--init_from=resume --out_dir=small --block_size=8', 'small/ckpt.pt has block_size=16, but the settings say block_size=8'),

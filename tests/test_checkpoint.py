@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import zipfile
 
 import pytest
 import torch
@@ -31,12 +32,16 @@ def test_an_interrupted_save_leaves_the_old_file(monkeypatch, fails_at):
     checkpoint.save('c.pt', STATE)
     before = open('c.pt', 'rb').read()
 
+    real = torch.save
+
     def broken(*args):
+        if fails_at == 'save' and not hasattr(args[1], 'name'):                 # to count the bytes
+            return real(*args)
         if fails_at == 'save':
             args[1].write(b'half a fi')
         raise OSError('disk full')
     monkeypatch.setattr(*((torch, 'save') if fails_at == 'save' else (os, 'fsync')), broken)
-    with pytest.raises(OSError):
+    with pytest.raises(CheckpointError, match='c.pt: could not be written .disk full.; it needs '):
         checkpoint.save('c.pt', {**STATE, 'iter_num': 8})
     assert open('c.pt', 'rb').read() == before and os.listdir() == ['c.pt']
 
@@ -56,7 +61,7 @@ def test_a_damaged_file_is_noticed_and_the_one_before_used(how, capsys):
     checkpoint.save('c.pt', {**STATE, 'iter_num': 8})
     damage('c.pt', how)
     assert checkpoint.load('c.pt')['iter_num'] == 7
-    assert 'c.pt: damaged' in capsys.readouterr().out
+    assert 'c.pt: damaged' in capsys.readouterr().err and sorted(os.listdir()) == ['c.pt', 'c.pt.prev']
     damage('c.pt.prev', how)
     with pytest.raises(CheckpointError, match='c.pt.prev: damaged') as e:
         checkpoint.load('c.pt')
@@ -110,11 +115,55 @@ def test_a_missing_checkpoint_names_the_runs_that_are_there():
         checkpoint.load('out/ckpt.pt')
 
 
+def test_repair_keeps_the_good_one(capsys):
+    """Without it the next save would make the damaged file the one before, and a crash then would leave nothing."""
+    for n in (7, 8):
+        checkpoint.save('c.pt', {**STATE, 'iter_num': n})
+    damage('c.pt', 'flip')
+    assert checkpoint.load('c.pt', repair=True)['iter_num'] == 7 and sorted(os.listdir()) == ['c.pt.damaged', 'c.pt.prev']
+    checkpoint.save('c.pt', {**STATE, 'iter_num': 9})
+    assert checkpoint.load('c.pt')['iter_num'] == 9 and checkpoint.load('c.pt.prev')['iter_num'] == 7
+
+
+@pytest.mark.parametrize('key, value', [('iter_num', -1), ('iter_num', 1.5), ('iter_num', True), ('iter_num', '7'), ('iter_num', 2 ** 60), ('config', [1]),
+                                        ('best_val_loss', 'low'), ('best_val_loss', float('nan')), ('optimizer', 3), ('tokenizer', 'char'), ('machine', []),
+                                        ('evaluated', 1), ('elapsed_s', None), ('scaler', 0)])
+def test_values_of_the_wrong_type_are_refused(key, value):
+    torch.save({**STATE, key: value}, 'c.pt')
+    with pytest.raises(CheckpointError, match=f'c.pt: .*{key}') as e:
+        checkpoint.load('c.pt')
+    assert '\n' not in str(e.value)
+
+
+def test_what_nanogpt_writes_is_not():
+    torch.save({**STATE, 'best_val_loss': torch.tensor(1.5)}, 'c.pt')
+    assert checkpoint.load('c.pt')['best_val_loss'] == 1.5
+
+
+def test_a_torchscript_archive_is_refused():
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), 'c.pt')
+    with pytest.raises(CheckpointError, match='c.pt: ') as e:
+        checkpoint.load('c.pt')
+    assert '\n' not in str(e.value)
+
+
+def test_a_file_that_would_unpack_to_more_than_it_is_is_refused():
+    torch.save({**STATE, 'model': {'w': torch.zeros(10 ** 6)}}, 'plain.pt')
+    with zipfile.ZipFile('plain.pt') as plain, zipfile.ZipFile('c.pt', 'w', zipfile.ZIP_DEFLATED) as bomb:
+        for name in plain.namelist():
+            bomb.writestr(name, plain.read(name))
+    assert os.path.getsize('c.pt') < 40_000
+    with pytest.raises(CheckpointError, match='c.pt: refused, its contents would be larger than the file'):
+        checkpoint.load('c.pt')
+
+
 def test_the_log_is_cut_to_where_the_run_goes_on():
     lines = [dict(iter=0, val_loss=1.0), dict(iter=0, loss=1.0), dict(iter=1, loss=0.9), dict(iter=2, val_loss=0.8), dict(iter=2, loss=0.8),
              dict(iter=3, loss=0.7)]
     open('log.jsonl', 'w').write(''.join(json.dumps(r) + '\n' for r in lines) + '{"iter": 4, "lo')
-    checkpoint.cut_log('log.jsonl', 2, evaluated=True)
+    checkpoint.Log('log.jsonl', 2, evaluated=True).close()
     assert [json.loads(s) for s in open('log.jsonl')] == lines[:4] and os.listdir() == ['log.jsonl']
-    checkpoint.cut_log('log.jsonl', 2, evaluated=False)
-    assert [json.loads(s) for s in open('log.jsonl')] == lines[:3]
+    log = checkpoint.Log('log.jsonl', 2, evaluated=False)
+    log.write(iter=2, loss=0.5)
+    log.close()
+    assert [json.loads(s) for s in open('log.jsonl')] == [*lines[:3], dict(iter=2, loss=0.5)]

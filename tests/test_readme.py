@@ -74,6 +74,8 @@ def test_every_name_in_the_tree_and_the_tables_exists():
     text = (REPO / 'README.md').read_text(encoding='utf-8')
     for path in re.findall(r'`((?:\w+/)*\w+\.(?:py|md))`', text):
         assert any(REPO.rglob(path.split('/')[-1])) or path == 'prepare.py', path
+    for path, name in re.findall(r'`(test_\w+\.py)::(\w+)`', text):
+        assert f'\ndef {name}(' in (REPO / 'tests' / path).read_text(encoding='utf-8'), name
     keys = (REPO / 'train.py').read_text(encoding='utf-8')
     table = text.split('The keys that matter first:')[1].split('\n\n')[1]
     for key in re.findall(r'`(\w+)`', '\n'.join(row.split('|')[1] for row in table.splitlines()[2:])):

@@ -111,7 +111,7 @@ def one_step(cfg, **changes):
     model, _ = train.build_model(cfg, run, meta)
     tokens = loader.Tokens('data/babble/train.bin', meta['dtype'], meta['vocab_size'], cfg.block_size)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    loss, norm = train.train_step(model, optimizer, torch.amp.GradScaler('cpu', enabled=False), tokens, 5, cfg, run)
+    loss, norm, _ = train.train_step(model, optimizer, torch.amp.GradScaler('cpu', enabled=False), tokens, 5, cfg, run)
     return torch.cat([p.detach().flatten() for p in model.parameters()]), float(loss), float(norm)
 
 
