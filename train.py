@@ -221,6 +221,7 @@ def train_step(model, optimizer, scaler, tokens, step, cfg, run):
     norm = torch.nn.utils.get_total_norm([p.grad for p in params])
     finite = loss_sum.isfinite() & (norm.isfinite() | scaler.is_enabled())
     if run.sum(~finite)[0]:                           # on any rank
+        scaler.update()
         optimizer.zero_grad(set_to_none=True)
         return loss_sum, norm, False
     if cfg.grad_clip and (run.device.type != 'cpu' or norm > cfg.grad_clip):    # to look would stall a GPU; on a CPU it saves a pass

@@ -15,6 +15,8 @@ import torch
 from conftest import REPO, read_log, settings, sha256_of
 
 import checkpoint
+import configurator
+import loader
 import parallel
 import train
 
@@ -136,7 +138,6 @@ def test_a_signal_finishes_the_step_saves_and_says_so(place, number, code):
 
 
 def settings_of(flags, **changes):
-    import configurator
     return configurator.load(train.TrainConfig, [*flags, *(f'--{k}={v}' for k, v in changes.items())])
 
 
@@ -255,18 +256,33 @@ def test_some_may_be_skipped_in_a_row(place, monkeypatch, allowed, steps, ends):
     assert {r['iter'] for r in read_log('out') if 'skipped' in r} == steps
 
 
-def test_a_gradient_that_is_no_number(place):
+def three_steps(monkeypatch, scaling, hook=None, poisoned=()):
+    """(taken, did the weights change) of some steps of SGD, with a GradScaler as in float16, or without."""
     run, cfg = parallel.start('cpu'), settings(dropout=0.0)
-    import loader
     meta = loader.read_meta('data/babble')
     model, _ = train.build_model(cfg, run, meta)
     tokens = loader.Tokens('data/babble/train.bin', meta['dtype'], meta['vocab_size'], cfg.block_size)
-    model.lm_head.weight.register_hook(lambda g: g * math.inf)
-    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    before = sha256_of(model.state_dict())
-    loss, norm, taken = train.train_step(model, optimizer, torch.amp.GradScaler('cpu', enabled=False), tokens, 0, cfg, run)
-    assert not taken and loss.isfinite() and not norm.isfinite() and sha256_of(model.state_dict()) == before
-    assert all(p.grad is None for p in model.parameters())
+    optimizer, scaler = torch.optim.SGD(model.parameters(), lr=0.1), torch.amp.GradScaler('cpu', init_scale=4.0, enabled=scaling)
+    poison(monkeypatch, poisoned)
+    results = []
+    for n in range(3):
+        handle = model.lm_head.weight.register_hook(lambda g: g * math.inf) if n == hook else None
+        before = sha256_of(model.state_dict())
+        _, _, taken = train.train_step(model, optimizer, scaler, tokens, n, cfg, run)
+        results.append((taken, sha256_of(model.state_dict()) != before))
+        assert all(p.grad is None for p in model.parameters())
+        if handle:
+            handle.remove()
+    return results
+
+
+def test_a_gradient_that_is_no_number_is_not_used(place, monkeypatch):
+    assert three_steps(monkeypatch, scaling=False, hook=1) == [(True, True), (False, False), (True, True)]
+
+
+def test_with_loss_scaling_it_is_normal_but_a_loss_that_is_none_is_not(place, monkeypatch):
+    assert three_steps(monkeypatch, scaling=True, hook=1) == [(True, True), (True, False), (True, True)]
+    assert three_steps(monkeypatch, scaling=True, poisoned={1}) == [(True, True), (False, False), (True, True)]
 
 
 def test_a_val_loss_that_is_no_number_saves_nothing(place, monkeypatch):
