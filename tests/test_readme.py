@@ -25,6 +25,7 @@ def commands():
     return [(line, not any(word in line for word in ELSEWHERE)) for block in blocks for line in block.splitlines()]
 
 
+@pytest.mark.slow
 def test_commands_run_in_order(tmp_path, test_data):
     place = tmp_path / 'repo'
     for folder in ('config', 'data'):
