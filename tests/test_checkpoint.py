@@ -51,11 +51,11 @@ def damage(path, how):
     if how == 'flip':
         content[len(content) // 2] ^= 1
     else:
-        content = content[:how if how >= 0 else len(content) // -how]
+        content = content[:-1 if how == 'end' else how if how >= 0 else len(content) // -how]
     open(path, 'wb').write(content)
 
 
-@pytest.mark.parametrize('how', [0, 1, 100, -2, 5000, 'flip'])
+@pytest.mark.parametrize('how', [0, 1, 100, -2, 5000, 'end', 'flip'])
 def test_a_damaged_file_is_noticed_and_the_one_before_used(how, capsys):
     checkpoint.save('c.pt', STATE)
     checkpoint.save('c.pt', {**STATE, 'iter_num': 8})
@@ -86,7 +86,12 @@ class Hostile:
         return os.system, ('touch was_here',)
 
 
-@pytest.mark.parametrize('state', [{**STATE, 'extra': Hostile()}, Hostile(), [1, 2], {}, {'model': [], 'model_args': {}},
+class HostileToo:
+    def __reduce__(self):
+        return eval, ('open("was_here", "w").close()',)
+
+
+@pytest.mark.parametrize('state', [{**STATE, 'extra': Hostile()}, {**STATE, 'iter_num': HostileToo()}, Hostile(), HostileToo(), [1, 2], {}, {'model': [], 'model_args': {}},
                                    {'model': {'w': 'text'}, 'model_args': {}}, {'model': {}, 'model_args': 3}])
 def test_what_is_no_checkpoint_is_refused_in_one_line(state):
     torch.save(state, 'c.pt')
