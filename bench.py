@@ -214,7 +214,7 @@ def mnist(args):
         a = tests.T
         for w, b in zip(book.weights, book.biases):
             a = sigmoid(w @ a + b)
-        accuracy['theirs'] = round(100 * (a.argmax(axis=0) == answers).mean(), 2)
+        accuracy['theirs'] = round(100 * float((a.argmax(axis=0) == answers).mean()), 2)
         report('an epoch of 50,000 images, 784-30-10', seconds['ours'], seconds['theirs'], 's')
         print(f'test accuracy after {args.rounds} epochs: {accuracy}')
         results = [time_to(args.config, os.path.join(tmp, f'whole{n}'), n) for n in range(args.rounds)]
@@ -261,12 +261,15 @@ def checkpoint_cost(args):
     def save(path):
         checkpoint.save(path, dict(model=model.state_dict(), model_args={}, optimizer=optimizer.state_dict()))
 
-    def write(path):
-        with open(path, 'wb') as f:
+    def write(path):                                  # a new file each time, as a save is one
+        with open(path + '.tmp', 'wb') as f:
             for _ in range(64):
                 f.write(block)
             f.flush()
             os.fsync(f.fileno())
+        if os.path.exists(path):
+            os.replace(path, path + '.prev')
+        os.replace(path + '.tmp', path)
 
     step()
     results = {'ours': [], 'theirs': [], 'step': []}

@@ -3,7 +3,8 @@ The network of Nielsen's book "Neural Networks and Deep Learning", chapter 1, an
 
     python mlp_mnist.py config/mnist_nielsen.py
 
-Weights and biases begin as N(0, 1), 50,000 images, plain gradient descent; the book reports 95.42%.
+Weights and biases begin as N(0, 1), 50,000 images, plain gradient descent. The book reports 95.42%; here 94.83, 95.00, 94.68%
+(three seeds) in 15 seconds on two cores of an AMD EPYC (Zen 4).
 """
 out_dir = 'out-mnist-nielsen'
 n_train = 50000

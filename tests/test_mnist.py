@@ -284,4 +284,4 @@ def test_the_network_of_nielsens_book_reaches_what_the_book_says(mnist):
     """95.42% in the book; over seeds it varies by half a percent."""
     done = run_script('mlp_mnist.py', REPO / 'config/mnist_nielsen.py', '--device=cpu', env={'OMP_NUM_THREADS': '1'})
     told = [float(a) for a in re.findall(r'test accuracy (\d+\.\d\d)%', done.stdout)]
-    assert done.returncode == 0 and len(told) == 30 and 94.7 < told[-1] < 96.1, done.stderr[-500:]
+    assert done.returncode == 0 and len(told) == 30 and 94.3 < told[-1] < 95.9, done.stderr[-500:]
