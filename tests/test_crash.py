@@ -4,6 +4,7 @@ import math
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -58,7 +59,7 @@ def final(out_dir):
 
 
 COMMAND = ('--dataset=wide --device=cpu --block_size=8 --batch_size=2 --gradient_accumulation_steps=1 --n_layer=1 --n_head=2 --n_embd=256 '
-           '--dropout=0.1 --max_iters=25 --lr_decay_iters=25 --warmup_iters=2 --eval_interval=7 --eval_iters=1 --checkpoint_interval=1 '
+           '--dropout=0.1 --max_iters=18 --lr_decay_iters=18 --warmup_iters=2 --eval_interval=7 --eval_iters=1 --checkpoint_interval=1 '
            '--sample_tokens=0 --init_from=auto')
 
 
@@ -76,11 +77,11 @@ def kill_at_random(nursery, kills, flags=''):
     began = time.perf_counter()
     assert wait() == 0
     seconds = time.perf_counter() - began
-    r, killed = random.Random(0), 0
-    while True:
+    r, killed, finished = random.Random(0), 0, 0
+    while killed < kills or not finished:
         child = start(f'{COMMAND} {flags} --out_dir=killed')
         if killed < kills:
-            time.sleep(r.uniform(0, 1.5 * seconds / 12))
+            time.sleep(r.uniform(0, 1.5 * seconds / 9))
             try:
                 os.kill(child, signal.SIGKILL)
             except ProcessLookupError:
@@ -89,21 +90,20 @@ def kill_at_random(nursery, kills, flags=''):
         killed += status == signal.SIGKILL
         if status != signal.SIGKILL:
             assert status == 0, open('output.txt').read()[-2000:]
-            if killed >= kills or read_log('killed')[-1]['iter'] == 25:
-                break
-    assert final('killed') == final('whole')
-    assert not [name for name in os.listdir('killed') if name.endswith('.tmp')]
-    return killed
+            assert final('killed') == final('whole') and not [name for name in os.listdir('killed') if name.endswith('.tmp')]
+            finished += 1
+            if killed < kills:                        # once more from the start
+                shutil.rmtree('killed')
 
 
 def test_killed_at_random_moments(nursery):
-    assert kill_at_random(nursery, 20) >= 10
+    kill_at_random(nursery, 20)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('flags, kills', [('', 100), ('--compile=True', 3)], ids=['eager', 'compiled'])
 def test_killed_many_times(nursery, flags, kills):
-    assert kill_at_random(nursery, kills, flags) >= kills // 2
+    kill_at_random(nursery, kills, flags)
 
 
 # ---------------------------------------------------------------------------- signals
@@ -297,20 +297,27 @@ def test_a_val_loss_that_is_no_number_saves_nothing(place, monkeypatch):
 
 # ---------------------------------------------------------------------------- files of others, other machines, long runs
 
-@pytest.mark.parametrize('absurd', [dict(n_layer=10 ** 9), dict(n_embd=2 ** 20, n_head=1), dict(vocab_size=10 ** 12), dict(block_size=10 ** 12), dict(n_inner=10 ** 9),
-                                    dict(n_layer='many'), dict(n_layer=-1), dict(n_layer=1000), dict(no_such_field=1)])
-def test_absurd_sizes_cost_no_memory(place, absurd):
-    """In a process that may not use more than a little memory on top of what torch takes."""
+ABSURD = [dict(n_layer=10 ** 9), dict(n_embd=2 ** 20, n_head=1), dict(vocab_size=10 ** 12), dict(block_size=10 ** 12), dict(n_inner=10 ** 9), dict(n_layer='many'),
+          dict(n_layer=-1), dict(n_layer=1000), dict(no_such_field=1)]
+
+
+def test_absurd_sizes_cost_no_memory(place):
+    """In a process that may not use more than half a gigabyte on top of what torch takes."""
     train.main(settings(max_iters=1))
     state = checkpoint.load('out/ckpt.pt')
-    state['model_args'].update(absurd)
-    torch.save(state, 'out/ckpt.pt')
-    os.remove('out/best.pt') if os.path.exists('out/best.pt') else None
-    ran = subprocess.run([sys.executable, '-c', 'import sys, resource\nsys.path.insert(0, sys.argv.pop(1))\nimport configurator, sample, torch._dynamo\n'
-                          'used = int(open("/proc/self/statm").read().split()[0]) * 4096\nresource.setrlimit(resource.RLIMIT_AS, (used + 2 ** 29, used + 2 ** 29))\n'
-                          'configurator.run(sample.main, sample.SampleConfig, sample.ERRORS)', REPO, '--device=cpu'], capture_output=True, text=True)
-    assert ran.returncode == 2 and ran.stderr.startswith('error: out/ckpt.pt: model_args and weights do not fit') and ran.stderr.count('\n') == 1, ran.stderr
-    assert 'alloc' not in ran.stderr                                            # refused, not run out of memory
+    for n, absurd in enumerate(ABSURD):
+        os.mkdir(f'out{n}')
+        torch.save({**state, 'model_args': {**state['model_args'], **absurd}}, f'out{n}/ckpt.pt')
+    code = ('import sys, resource\nsys.path.insert(0, sys.argv.pop(1))\nimport configurator, sample, torch._dynamo\n'
+            'used = int(open("/proc/self/statm").read().split()[0]) * 4096\nresource.setrlimit(resource.RLIMIT_AS, (used + 2 ** 29, used + 2 ** 29))\n'
+            'for out_dir in sys.argv[1:]:\n'
+            '    try:\n        configurator.run(sample.main, sample.SampleConfig, sample.ERRORS, ["--device=cpu", "--out_dir=" + out_dir])\n'
+            '    except SystemExit as e:\n        print(e.code)')
+    ran = subprocess.run([sys.executable, '-c', code, REPO, *[f'out{n}' for n in range(len(ABSURD))]], capture_output=True, text=True)
+    assert ran.stdout == '2\n' * len(ABSURD)
+    for n, line in enumerate(ran.stderr.splitlines()):
+        assert line.startswith(f'error: out{n}/ckpt.pt: model_args and weights do not fit') and 'alloc' not in line       # refused, not run out of memory
+    assert n == len(ABSURD) - 1
 
 
 def test_another_machine_gets_a_warning(place, capsys):

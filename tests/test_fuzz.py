@@ -18,7 +18,7 @@ import loader
 import sample
 import train
 
-FEW = limits(max_examples=60, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+FEW = limits(max_examples=40, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 KEYS = sorted(vars(settings()))
 VALUES = st.one_of(st.integers(-2, 2 ** 70), st.floats(), st.booleans(), st.none(), st.text(max_size=8), st.sampled_from(
     ['auto', 'cpu', 'scratch', 'resume', 'rotary', 'swiglu', 'linear', 'babble', '1e400', '-0.0', 'nan', '1_000', '0x10', '[1]', '\0', 'ü', '../..', '']))

@@ -28,7 +28,7 @@ def losses(out_dir):
     return [(r['iter'], r.get('loss', r.get('val_loss'))) for r in read_log(out_dir)]
 
 
-@pytest.mark.parametrize('accumulation', [4, 3, 2])
+@pytest.mark.parametrize('accumulation', [pytest.param(4, marks=pytest.mark.slow), 3, pytest.param(2, marks=pytest.mark.slow)])
 def test_two_processes_follow_one(place, accumulation):
     """The same global batches: 20 losses within 1e-4. 3 micro-batches of 2 become, for each process, one of 2 and one of 1."""
     flags = [f'--gradient_accumulation_steps={accumulation}'] + (['--batch_size=2'] if accumulation == 3 else [])
