@@ -21,6 +21,8 @@ import loader
 import parallel
 import train
 
+pytestmark = pytest.mark.skipif(sys.platform != 'linux', reason='fork, limits of memory and of files, /proc')
+
 # Imports torch once; then each line it reads is a command for train.py, run in a fork, whose process id it prints first.
 NURSERY = """
 import os, sys
