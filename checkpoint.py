@@ -98,6 +98,12 @@ def exists(path):
     return os.path.exists(path) or os.path.exists(path + '.prev')
 
 
+def find(out_dir, name=''):
+    """The path of a run's checkpoint: `name`, else best.pt if there is one, else ckpt.pt."""
+    paths = [os.path.join(out_dir, n) for n in ([name] if name else ['best.pt', 'ckpt.pt'])]
+    return next((p for p in paths if exists(p)), paths[-1])
+
+
 def _load(path, device):
     try:
         with zipfile.ZipFile(path) as archive:

@@ -23,9 +23,7 @@ ERRORS = (checkpoint.CheckpointError, interop.InteropError)
 
 
 def main(cfg):
-    names = [cfg.checkpoint] if cfg.checkpoint else ['best.pt', 'ckpt.pt']
-    paths = [os.path.join(cfg.out_dir, name) for name in names]
-    path = next((p for p in paths if checkpoint.exists(p)), paths[-1])
+    path = checkpoint.find(cfg.out_dir, cfg.checkpoint)
     state = checkpoint.load(path)
     file = cfg.file or os.path.join(cfg.out_dir, 'model.safetensors')
     interop.save_safetensors(file, state['model'], model_args=state['model_args'], tokenizer=state.get('tokenizer'), iter_num=state.get('iter_num'))

@@ -294,6 +294,7 @@ def train(cfg, sizes, run):
             checkpoint.save(path, dict(
                 model=model.state_dict(), optimizer=optimizer.state_dict(), model_args=args, iter_num=step, epoch=epoch + 1,
                 best_val_loss=best_cost, config=configurator.plain(cfg), elapsed_s=elapsed))
+    log.close()
     print(f'saved {path}')
     draw_misread(os.path.join(cfg.out_dir, 'misread.png'), unseen[0].cpu(), unseen[1].cpu(), activations.cpu())
     print(f'try it: python mlp_mnist.py --out_dir={cfg.out_dir} --predict=test:1234')

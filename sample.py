@@ -44,9 +44,7 @@ def load_model(cfg):
     if cfg.init_from != 'resume':
         args, weights = interop.load_gpt2(cfg.init_from)
         return cfg.init_from, GPT.from_state(args, weights, cfg.init_from, dropout=0.0), {'kind': 'gpt2'}
-    names = [cfg.checkpoint] if cfg.checkpoint else ['best.pt', 'ckpt.pt']
-    paths = [os.path.join(cfg.out_dir, name) for name in names]
-    path = next((p for p in paths if os.path.exists(p)), paths[-1])
+    path = checkpoint.find(cfg.out_dir, cfg.checkpoint)
     state = checkpoint.load(path)
     model = GPT.from_state(state['model_args'], state['model'], path, dropout=0.0)
     print(f"{path}: iteration {state.get('iter_num', '?')}, best val loss {float(state.get('best_val_loss', float('nan'))):.4f}")

@@ -220,11 +220,11 @@ def train_step(model, optimizer, scaler, tokens, step, cfg, run):
     params = [p for p in model.parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm([p.grad for p in params])
     finite = loss_sum.isfinite() & (norm.isfinite() | scaler.is_enabled())
-    if run.sum(~finite)[0]:                           # on any rank
+    if run.sum(~finite)[0]:                           # on any rank; this is where a GPU is waited for
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
         return loss_sum, norm, False
-    if cfg.grad_clip and (run.device.type != 'cpu' or norm > cfg.grad_clip):    # to look would stall a GPU; on a CPU it saves a pass
+    if cfg.grad_clip and norm > cfg.grad_clip:        # else it would only multiply by 1
         torch.nn.utils.clip_grads_with_norm_(params, cfg.grad_clip, norm)
     scaler.step(optimizer)
     scaler.update()
@@ -375,7 +375,7 @@ def train(cfg, run, interrupt):
             say(f'iter {step}: {what}: skipped')
             record(skipped=what, tokens=(step + 1) * tokens_per_step)
         elif step % cfg.log_interval == 0:
-            loss = run.sum(loss)[0] / run.world_size  # waits for the device; between the lines nothing does
+            loss = run.sum(loss)[0] / run.world_size
             now = time.perf_counter()
             seconds = (now - marked) / (step + 1 - mark)
             mark, marked = step + 1, now
@@ -386,6 +386,8 @@ def train(cfg, run, interrupt):
         bar.update()
 
     bar.close()
+    if log:
+        log.close()
     if interrupted:
         number = interrupt.signal or signal.SIGTERM   # on a rank that got none itself
         say(f'stopped by {signal.Signals(number).name} at iteration {step}, saved in {ckpt}; go on with --init_from=resume')

@@ -172,3 +172,11 @@ def test_the_log_is_cut_to_where_the_run_goes_on():
     log.write(iter=2, loss=0.5)
     log.close()
     assert [json.loads(s) for s in open('log.jsonl')] == [*lines[:3], dict(iter=2, loss=0.5)]
+
+
+def test_the_best_is_found_first_even_between_two_renames():
+    checkpoint.save('ckpt.pt', STATE)
+    assert checkpoint.find('.') == os.path.join('.', 'ckpt.pt') and checkpoint.find('', 'third.pt') == 'third.pt'
+    checkpoint.save('best.pt', STATE)
+    os.replace('best.pt', 'best.pt.prev')
+    assert checkpoint.find('') == 'best.pt' and checkpoint.find('', 'ckpt.pt') == 'ckpt.pt'
