@@ -116,7 +116,7 @@ def same_steps(args):
     model, _ = train.build_model(cfg, run, meta)
     theirs = nanogpt.GPT(nanogpt.GPTConfig(**train.model_args(model.config)))
     theirs.load_state_dict(model.state_dict())
-    optimizer = optim.adamw(model, cfg.weight_decay, cfg.learning_rate, (cfg.beta1, cfg.beta2))
+    optimizer = optim.build(model, 'adamw', cfg.weight_decay, cfg.learning_rate, (cfg.beta1, cfg.beta2))
     their_optimizer = theirs.configure_optimizers(cfg.weight_decay, cfg.learning_rate, (cfg.beta1, cfg.beta2), 'cpu')
     scaler = torch.amp.GradScaler('cpu', enabled=False)
 
@@ -249,7 +249,7 @@ def checkpoint_cost(args):
     import optim
     from model import GPT, GPTConfig
     model = GPT(GPTConfig())
-    optimizer = optim.adamw(model, 0.1, 1e-4, (0.9, 0.95))
+    optimizer = optim.build(model, 'adamw', 0.1, 1e-4, (0.9, 0.95))
     ids = torch.randint(50257, (1, 1025))
 
     def step():

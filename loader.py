@@ -25,6 +25,8 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+ORDERS = ('random', 'shuffled')
+
 
 class DataError(ValueError):
     """A dataset that is missing, damaged or does not fit, in one line."""
@@ -177,7 +179,7 @@ class Tokens:
 
     def __init__(self, path, dtype, vocab_size, block_size):
         """Raises DataError if the file is missing, damaged, or too short for one window of block_size + 1 ids."""
-        self.path, self.vocab_size, self.block_size = path, vocab_size, block_size
+        self.path, self.vocab_size, self.block_size, self.epoch = path, vocab_size, block_size, None
         if not os.path.exists(path):
             raise DataError(f'{path}: not found; prepare the dataset first: python {os.path.join(os.path.dirname(path), "prepare.py")}')
         size = os.path.getsize(path)
@@ -213,15 +215,30 @@ class Tokens:
             y[torch.from_numpy(past_end[:, 1:])] = -1
         return x, y
 
-    def batch_starts(self, seed, step, n):
+    def batch_starts(self, seed, step, n, order='random'):
         """
         Where the n windows of step `step` begin: random, and a function of (seed, step) alone, so that a
         resumed run, or one on more processes, sees what the first run saw.
+
+        random: anywhere, each time anew, as nanoGPT.  shuffled: epoch by epoch the text is cut into windows, from a random
+        first token on, and dealt out like a deck of cards: nothing comes twice before everything came once.
         """
+        if order == 'shuffled':
+            each = (len(self.ids) - self.block_size) // self.block_size or 1    # windows in an epoch
+            places = range(step * n, step * n + n)
+            return np.array([self._epoch(seed, place // each, each)[place % each] for place in places])
         # Philox counts its own draws in the lowest of the four counter words. The step belongs into a higher
         # one: in the lowest, step i + 1 would repeat most of step i's numbers.
         random = np.random.Generator(np.random.Philox(key=seed, counter=[0, step, 0, 0]))
         return random.integers(0, len(self.ids) - self.block_size, size=n)
+
+    def _epoch(self, seed, epoch, n):
+        """The starts of epoch `epoch`, shuffled; the last one asked for is kept."""
+        if self.epoch is None or self.epoch[0] != (seed, epoch):
+            random = np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 1, epoch]))
+            first = random.integers(0, len(self.ids) - n * self.block_size)
+            self.epoch = (seed, epoch), first + random.permutation(n) * self.block_size
+        return self.epoch[1]
 
     def eval_starts(self, n):
         """

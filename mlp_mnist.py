@@ -260,7 +260,7 @@ def train(cfg, sizes, run):
     if cfg.optimizer == 'sgd':
         optimizer = torch.optim.SGD(optim.param_groups(model, cfg.weight_decay), lr=cfg.eta)
     else:
-        optimizer = optim.adamw(model, cfg.weight_decay, cfg.eta, (0.9, 0.99))
+        optimizer = optim.build(model, 'adamw', cfg.weight_decay, cfg.eta, (0.9, 0.99))
     first, best_cost, elapsed_before = state.get('epoch', 0), state.get('best_val_loss', math.inf), state.get('elapsed_s', 0.0)
     if state:
         try:

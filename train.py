@@ -16,13 +16,13 @@ import sys
 import time
 from dataclasses import dataclass, fields
 
-import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel as DDP
 from tqdm import tqdm
 
 import checkpoint
 import configurator
+import evaluation
 import interop
 import loader
 import optim
@@ -52,6 +52,7 @@ class TrainConfig:
     gradient_accumulation_steps: int = 40  # micro-batches that make one step, over all processes
     batch_size: int = 12              # sequences in a micro-batch
     block_size: int = 1024            # tokens in a sequence: the context
+    data_order: str = 'random'        # windows anywhere in the text, or shuffled: each part once, in random order, then again
     # model; model.py tells what each means
     n_layer: int = 12
     n_head: int = 12
@@ -66,7 +67,8 @@ class TrainConfig:
     tie_weights: bool = True
     rope_theta: float = 10000.0
     n_inner: int = 0                  # 0 = 4 n_embd, for swiglu 8/3
-    # AdamW
+    # optimizer
+    optimizer: str = 'adamw'          # adamw, or muon: Muon for the matrices of the blocks, AdamW for the rest (learning_rate about 0.02)
     learning_rate: float = 6e-4       # at its highest
     max_iters: int = 600000           # iterations (optimizer steps) in all
     weight_decay: float = 1e-1
@@ -106,7 +108,7 @@ def check(cfg):
                                 'grad_clip', 'warmup_iters', 'lr_decay_iters'), (0, None))
     configurator.in_range(cfg, **at_least_1, **at_least_0, cooldown=(0, 1), beta1=(0, 0.999999), beta2=(0, 0.999999), seed=(0, 2 ** 63))
     configurator.one_of(cfg, dtype=('auto', *parallel.DTYPES), compile=('auto', True, False), backend=('auto', 'nccl', 'gloo'),
-                        lr_schedule=optim.SCHEDULES)
+                        lr_schedule=optim.SCHEDULES, optimizer=optim.OPTIMIZERS, data_order=loader.ORDERS)
     model_config(cfg, vocab_size=1)
     configurator.own_folder(cfg.out_dir)
     if cfg.decay_lr and cfg.lr_decay_iters > 2 * cfg.max_iters:
@@ -169,29 +171,6 @@ def check_same_sizes(cfg, state, meta, path):
                                          f"(vocab_size={meta['vocab_size']}); use the same --dataset")
 
 
-@torch.no_grad()
-def evaluate(model, tokens, cfg, run, byte_lengths):
-    """
-    Mean loss in nats per token, and bits per byte (None without a tokenizer), over fixed windows of `tokens`.
-    Every rank takes a share of the batches; they differ from one evaluation to the next in nothing.
-    """
-    model.eval()
-    starts = tokens.eval_starts(cfg.eval_iters * cfg.batch_size)
-    starts = np.append(starts, np.full(-len(starts) % cfg.batch_size, len(tokens)))    # fill the last batch with nothing
-    loss_sum, n_tokens, n_bytes = 0.0, 0, 0
-    for batch in starts.reshape(-1, cfg.batch_size)[run.rank::run.world_size]:
-        x, y = tokens.windows(batch)
-        real = y[y >= 0]
-        with run.autocast():
-            _, loss = model(*run.put(x, y))
-        loss_sum += loss.item() * len(real)
-        n_tokens += len(real)
-        n_bytes += int(byte_lengths[real].sum()) if byte_lengths is not None else 0
-    model.train()
-    loss_sum, n_tokens, n_bytes = run.sum(loss_sum, n_tokens, n_bytes)
-    return loss_sum / n_tokens, loss_sum / math.log(2) / n_bytes if n_bytes else None
-
-
 def seed_step(cfg, step, rank):
     """Dropout in iteration `step` depends on (seed, step, rank), not on what was drawn before."""
     torch.manual_seed(parallel.seed_of(cfg.seed, step, rank))
@@ -203,7 +182,7 @@ def train_step(model, optimizer, scaler, tokens, step, cfg, run):
     taken: with a loss or gradient that is no finite number (in float16 only the loss counts, scaling copes) it is not.
     """
     seed_step(cfg, step, run.rank)
-    starts = tokens.batch_starts(cfg.seed, step, cfg.batch_size * cfg.gradient_accumulation_steps)
+    starts = tokens.batch_starts(cfg.seed, step, cfg.batch_size * cfg.gradient_accumulation_steps, cfg.data_order)
     starts = starts[run.share(len(starts))]
     loss_sum = 0.0
     for i in range(0, len(starts), cfg.batch_size):
@@ -266,7 +245,7 @@ def train(cfg, run, interrupt):
     model, state = build_model(cfg, run, meta)
     splits = {name: loader.Tokens(os.path.join(folder, f'{name}.bin'), meta['dtype'], model.config.vocab_size, cfg.block_size)
               for name in ('train', 'val')}
-    optimizer = optim.adamw(model, cfg.weight_decay, cfg.learning_rate, (cfg.beta1, cfg.beta2))
+    optimizer = optim.build(model, cfg.optimizer, cfg.weight_decay, cfg.learning_rate, (cfg.beta1, cfg.beta2), run.dtype)
     scaler = torch.amp.GradScaler(run.device.type, enabled=run.dtype == torch.float16)
     if state:
         try:
@@ -295,7 +274,8 @@ def train(cfg, run, interrupt):
 
     def losses():
         """One evaluation, as log.jsonl keeps it and as a line to read."""
-        (train_loss, _), (val_loss, bpb) = (evaluate(fast, splits[name], cfg, run, byte_lengths) for name in ('train', 'val'))
+        (train_loss, _), (val_loss, bpb) = (
+            evaluation.evaluate(fast, splits[name], cfg.batch_size, cfg.eval_iters * cfg.batch_size, run, byte_lengths) for name in ('train', 'val'))
         line = f'step {step}: train loss {train_loss:.4f}, val loss {val_loss:.4f}, perplexity {math.exp(min(val_loss, 700)):.2f}'
         say(line + (f', {bpb:.4f} bits per byte' if bpb else ''))
         return dict(train_loss=train_loss, val_loss=val_loss, **(dict(val_bits_per_byte=bpb) if bpb else {}))
@@ -364,8 +344,7 @@ def train(cfg, run, interrupt):
         if step % cfg.eval_interval == 0 or saved == step:
             mark, marked = step, time.perf_counter()
 
-        for group in optimizer.param_groups:
-            group['lr'] = lr
+        optim.set_step(optimizer, step, lr)
         loss, norm, taken = train_step(wrapped, optimizer, scaler, splits['train'], step, cfg, run)
         skipped = 0 if taken else skipped + 1
         if not taken:

@@ -291,7 +291,7 @@ def test_with_loss_scaling_it_is_normal_but_a_loss_that_is_none_is_not(place, mo
 def test_a_val_loss_that_is_no_number_saves_nothing(place, monkeypatch):
     train.main(settings(max_iters=10, eval_interval=5))
     before = files('out')
-    monkeypatch.setattr(train, 'evaluate', lambda *args: (math.nan, None))
+    monkeypatch.setattr(train.evaluation, 'evaluate', lambda *args: (math.nan, None))
     with pytest.raises(train.TrainError, match='iteration 15: val loss is nan .* out/ckpt.pt, of iteration 10'):
         train.main(settings(max_iters=20, eval_interval=5, init_from='resume'))
     assert files('out') == before

@@ -6,7 +6,7 @@ import sys
 import pytest
 from conftest import REPO
 
-MODULES = {'model', 'configurator', 'tokenizer', 'loader', 'optim', 'checkpoint', 'parallel', 'interop'}
+MODULES = {'model', 'configurator', 'tokenizer', 'loader', 'optim', 'checkpoint', 'parallel', 'interop', 'evaluation'}
 SCRIPTS = {p.stem for p in REPO.glob('*.py')} - MODULES
 CORE = {'torch', 'numpy', 'tiktoken', 'tqdm'}
 OPTIONAL = {'PIL', 'safetensors', 'huggingface_hub', 'wandb', 'datasets'}

@@ -66,6 +66,30 @@ def test_every_window_can_be_drawn_and_none_reaches_too_far():
     x, y = tokens.windows([3])
     assert y[0, -1] == 19
 
+# ---------------------------------------------------------------------------- shuffled epochs
+
+def test_shuffled_every_token_comes_once_before_any_comes_twice():
+    tokens = tokens_of(range(1003), 10, vocab_size=1003)
+    starts = np.concatenate([tokens.batch_starts(1, step, 7, 'shuffled') for step in range(50)])
+    epochs = [starts[i:i + 99].tolist() for i in range(0, 297, 99)]              # 99 windows of 10, from a random token on
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(min(epoch), min(epoch) + 990, 10)) and epoch != sorted(epoch)
+        assert min(epoch) >= 0 and max(epoch) + 11 <= 1003
+    assert len({tuple(np.argsort(e)) for e in epochs}) == 3
+    assert len(set(tokens.batch_starts(1, 0, 99, 'random'))) < 99                # negative control: random ones come twice
+
+
+def test_shuffled_depends_on_seed_and_step_alone():
+    here, there = (tokens_of(range(500), 8, vocab_size=500) for _ in range(2))
+    forwards = {step: here.batch_starts(5, step, 16, 'shuffled').tolist() for step in range(31)}
+    for step in (30, 0, 13, 4, 29):                   # epochs end within steps 3 and 11
+        assert there.batch_starts(5, step, 16, 'shuffled').tolist() == forwards[step]
+    assert here.batch_starts(5, 9, 16, 'shuffled').tolist() != here.batch_starts(6, 9, 16, 'shuffled').tolist()
+
+
+def test_shuffled_works_with_a_text_of_one_window():
+    assert tokens_of(range(9), 8).batch_starts(1, 3, 4, 'shuffled').tolist() == [0, 0, 0, 0]
+
 
 @pytest.mark.parametrize('n_tokens, block, n, expected', [
     (101, 10, 0, range(0, 100, 10)), (101, 10, 99, range(0, 100, 10)), (102, 10, 0, range(0, 101, 10)), (101, 10, 5, range(0, 100, 20)),

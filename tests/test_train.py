@@ -10,6 +10,7 @@ from conftest import read_log, settings, sha256_of
 from torch.nn import functional as F
 
 import checkpoint
+import evaluation
 import loader
 import optim
 import parallel
@@ -25,9 +26,10 @@ def trained(out_dir, which='ckpt.pt'):
 
 # ---------------------------------------------------------------------------- a run is a function of its step
 
-def test_resume_is_bit_exact(place):
-    """60 iterations in one go, and 25 + resume + 35: dropout, accumulation, AdamW, saved between two evaluations."""
-    whole = settings(max_iters=60, out_dir='whole', eval_interval=20)
+@pytest.mark.parametrize('changes', [{}, dict(optimizer='muon', data_order='shuffled', qk_norm=True)], ids=['adamw', 'muon'])
+def test_resume_is_bit_exact(place, changes):
+    """60 iterations in one go, and 25 + resume + 35: dropout, accumulation, optimizer, saved between two evaluations."""
+    whole = settings(max_iters=60, out_dir='whole', eval_interval=20, **changes)
     train.main(whole)
     train.main(dataclasses.replace(whole, out_dir='parts', max_iters=25, sample_tokens=5))
     train.main(dataclasses.replace(whole, out_dir='parts', init_from='resume'))
@@ -142,18 +144,22 @@ def test_model_args_are_nanogpts_seven_unless_the_model_is_not_gpt2(place):
 
 # ---------------------------------------------------------------------------- evaluation
 
-def evaluation(cfg, split='val'):
+def losses(model, tokens, cfg, byte_lengths=None):
+    return evaluation.evaluate(model, tokens, cfg.batch_size, cfg.eval_iters * cfg.batch_size, parallel.start('cpu'), byte_lengths)
+
+
+def evaluated(cfg, split='val'):
     run = parallel.start('cpu')
     meta = loader.read_meta('data/babble')
     model, _ = train.build_model(cfg, run, meta)
     tokens = loader.Tokens(f'data/babble/{split}.bin', meta['dtype'], meta['vocab_size'], cfg.block_size)
     lengths = torch.full((meta['vocab_size'],), 3)                                # as if each character had 3 bytes
-    return model, tokens, train.evaluate(model, tokens, cfg, run, lengths)
+    return model, tokens, losses(model, tokens, cfg, lengths)
 
 
 def test_whole_split_is_measured_token_by_token(place):
     """eval_iters=0 against a straight loop over every window of val.bin, the short last one included."""
-    model, tokens, (loss, bits) = evaluation(settings(eval_iters=0, block_size=13, batch_size=7))
+    model, tokens, (loss, bits) = evaluated(settings(eval_iters=0, block_size=13, batch_size=7))
     ids, total, count = torch.tensor(tokens.ids.astype('int64')), 0.0, 0
     model.eval()
     for start in range(0, len(ids) - 1, 13):
@@ -168,13 +174,13 @@ def test_whole_split_is_measured_token_by_token(place):
 
 def test_some_windows_are_fixed_and_spread(place):
     cfg = settings(eval_iters=2, batch_size=5)
-    model, tokens, first = evaluation(cfg)
+    model, tokens, first = evaluated(cfg)
     torch.rand(3)                                                                 # whatever else was drawn
-    assert train.evaluate(model, tokens, cfg, parallel.start('cpu'), None)[0] == first[0]
+    assert losses(model, tokens, cfg)[0] == first[0]
     starts = tokens.eval_starts(10)
     assert len(set(starts)) == 10 and all(s % 16 == 0 for s in starts) and starts[-1] > len(tokens) * 0.8
-    many = train.evaluate(model, tokens, dataclasses.replace(cfg, eval_iters=10 ** 6), parallel.start('cpu'), None)[0]
-    whole = train.evaluate(model, tokens, dataclasses.replace(cfg, eval_iters=0), parallel.start('cpu'), None)[0]
+    many = losses(model, tokens, dataclasses.replace(cfg, eval_iters=10 ** 6))[0]
+    whole = losses(model, tokens, dataclasses.replace(cfg, eval_iters=0))[0]
     assert many == whole != first[0]
 
 
