@@ -4,6 +4,7 @@ Measure, side by side with what there is to beat.
     python bench.py mnist                                     the digit network: seconds an epoch against the book's algorithm in numpy,
                                                               and seconds from the start of the process to 97% and 98%
     python bench.py checkpoint                                what saving GPT-2 124M costs
+    python bench.py time-to-loss --against PATH_TO_NANOGPT    seconds to a loss of 1.88 on tiny Shakespeare, and the loss at equal time
     python bench.py same-recipe --against PATH_TO_NANOGPT     whole runs of nanoGPT's CPU recipe
     python bench.py same-steps --against PATH_TO_NANOGPT      its steps, on the same weights and batches
 
@@ -15,6 +16,7 @@ import argparse
 import importlib.util
 import json
 import os
+import pickle
 import re
 import shutil
 import statistics
@@ -63,13 +65,17 @@ def blocks(stdout, size=250):
     return [statistics.mean(losses[i:i + size]) for i in range(0, len(losses) - size + 1, size)]
 
 
-def val_loss(checkpoint):
-    """Loss over the whole val split, measured by our train.py whoever wrote the checkpoint."""
-    with tempfile.TemporaryDirectory() as tmp:
-        shutil.copy(checkpoint, os.path.join(tmp, 'ckpt.pt'))
-        flags = [*CPU_RECIPE, '--eval_iters=0', '--eval_only=True', '--init_from=resume', f'--out_dir={tmp}']
-        _, out = timed([sys.executable, 'train.py', *flags], HERE)
-    return float(re.search(r'val loss ([\d.]+)', out)[1])
+def val_loss(path, folder):
+    """Loss over the whole val split of the dataset `folder`, in windows of the model's own context, whoever wrote the checkpoint."""
+    import checkpoint
+    import evaluation
+    import loader
+    import parallel
+    from model import GPT
+    state = checkpoint.load(path)
+    model = GPT.from_state(state['model_args'], state['model'], path, dropout=0.0)
+    tokens = loader.Tokens(os.path.join(folder, 'val.bin'), loader.read_meta(folder)['dtype'], model.config.vocab_size, model.config.block_size)
+    return evaluation.evaluate(model, tokens, 64, 0, parallel.start('cpu'))[0]
 
 
 def report(name, ours, theirs, unit):
@@ -91,13 +97,53 @@ def same_recipe(args):
                 seconds, out = timed([sys.executable, *script, *CPU_RECIPE, f'--out_dir={out_dir}'], folder)
                 times = [float(x) for x in re.findall(r'time ([\d.]+)ms', out)]
                 results[side].append(dict(seconds=seconds, ms=statistics.median(times), curve=blocks(out),
-                                          val=val_loss(os.path.join(out_dir, 'ckpt.pt'))))
+                                          val=val_loss(os.path.join(out_dir, 'ckpt.pt'), 'data/shakespeare_char')))
                 print(side, json.dumps(results[side][-1]), flush=True)
     for key, unit in (('seconds', 's'), ('ms', 'ms/iteration'), ('val', 'nats, whole val split')):
         report(key, *([r[key] for r in results[side]] for side in ('ours', 'theirs')), unit)
     mean = {side: [statistics.mean(c) for c in zip(*(r['curve'] for r in rs))] for side, rs in results.items()}
     gaps = [a - b for a, b in zip(mean['ours'], mean['theirs'])]
     print('training loss, mean of each 250 iterations, ours - theirs:', [round(g, 4) for g in gaps])
+
+
+def time_to_loss(args):
+    """
+    Whole runs from process start to exit: --config, then nanoGPT's CPU recipe (without --against: a second config), then --long,
+    which should take as long as the recipe. Every loss is that of the last checkpoint over the whole val split.
+    """
+    folder = os.path.join('data', args.dataset)
+    with tempfile.TemporaryDirectory() as tmp:
+        for name in ('train.bin', 'val.bin'):         # nanoGPT reads the same tokens, wherever its own data are
+            shutil.copy(os.path.join(folder, name), tmp)
+        with open(os.path.join(folder, 'meta.json'), encoding='utf-8') as f, open(os.path.join(tmp, 'meta.pkl'), 'wb') as pkl:
+            pickle.dump(dict(vocab_size=json.load(f)['vocab_size']), pkl)
+        runs = {'ours': (HERE, ['train.py', args.config, f'--dataset={args.dataset}', '--sample_tokens=0'])}
+        if args.against:
+            runs['theirs'] = args.against, ['-c', SHIFTED_SEED, None, *CPU_RECIPE, f'--dataset={tmp}']
+        else:
+            runs['theirs'] = HERE, ['train.py', args.other, f'--dataset={args.dataset}', '--sample_tokens=0']
+        if args.long:
+            runs['ours, long'] = HERE, ['train.py', args.long, f'--dataset={args.dataset}', '--sample_tokens=0']
+        results = {name: [] for name in runs}
+        for n in range(args.rounds):
+            for name, (where, command) in runs.items():
+                out_dir = os.path.join(tmp, f'{name}{n}')
+                seed = [] if where == args.against else [f'--seed={1337 + n}']
+                command = [str(n) if part is None else part for part in command]
+                seconds, out = timed([sys.executable, *command, f'--out_dir={out_dir}', *seed], where)
+                speed = [float(x) for x in re.findall(r'time ([\d.]+)ms', out)]
+                results[name].append(dict(seconds=round(seconds, 2), val=round(val_loss(os.path.join(out_dir, 'ckpt.pt'), folder), 4),
+                                          ms=statistics.median(speed)))
+                print(name, json.dumps(results[name][-1]), flush=True)
+    column = {name: {key: [r[key] for r in rows] for key in rows[0]} for name, rows in results.items()}
+    for key, unit in (('seconds', 's from start to exit'), ('val', 'nats, whole val split'), ('ms', 'ms/iteration')):
+        report(key, column['ours'][key], column['theirs'][key], unit)
+    if args.long:
+        report('at equal time: seconds', column['ours, long']['seconds'], column['theirs']['seconds'], 's')
+        report('at equal time: val', column['ours, long']['val'], column['theirs']['val'], 'nats, whole val split')
+    for name, values in column.items():
+        print(f"{name}: {sum(v <= args.loss for v in values['val'])} of {args.rounds} runs reached {args.loss}")
+    print('where ours reached the loss and theirs did not, the ratio of the seconds is a lower bound')
 
 
 def same_steps(args):
@@ -297,6 +343,15 @@ def main():
     command.add_argument('--rounds', type=int, default=5, help='default: %(default)s')
     command.add_argument('--folder', help='where to write (default: the temporary folder)')
     command.set_defaults(function=checkpoint_cost)
+    command = commands.add_parser('time-to-loss', help='whole runs of two configs, or of one and nanoGPT: seconds and losses', description=time_to_loss.__doc__)
+    command.add_argument('--against', metavar='PATH', help='a checkout of nanoGPT, whose CPU recipe is run')
+    command.add_argument('--config', default='config/shakespeare_char_cpu.py', help='default: %(default)s')
+    command.add_argument('--other', default='config/shakespeare_char_cpu_long.py', help='the config to compare with, without --against (default: %(default)s)')
+    command.add_argument('--long', default='', help='a config that should take as long as nanoGPT, config/shakespeare_char_cpu_long.py say')
+    command.add_argument('--dataset', default='shakespeare_char', help='folder in data/ (default: %(default)s)')
+    command.add_argument('--loss', type=float, default=1.88, help='nats per token (default: %(default)s)')
+    command.add_argument('--rounds', type=int, default=3, help='runs of each (default: %(default)s)')
+    command.set_defaults(function=time_to_loss)
     command = commands.add_parser('same-recipe', help=same_recipe.__doc__)
     command.add_argument('--against', required=True, metavar='PATH', help="a checkout of nanoGPT with data/shakespeare_char prepared")
     command.add_argument('--rounds', type=int, default=3, help='runs of each (default: %(default)s)')
@@ -308,11 +363,13 @@ def main():
     args = parser.parse_args()
     if getattr(args, 'rounds', 1) < 1 or getattr(args, 'steps', 60) < 60:
         sys.exit('error: expected --rounds of 1 or more, --steps of 60 or more')
-    if 'against' in args:
+    if getattr(args, 'against', None):
         args.against = os.path.abspath(args.against)
-        for path in (os.path.join(args.against, 'train.py'), *(os.path.join(side, 'data', 'shakespeare_char', 'train.bin') for side in (HERE, args.against))):
+        sides = (HERE,) if args.function == time_to_loss else (HERE, args.against)
+        dataset = getattr(args, 'dataset', 'shakespeare_char')
+        for path in (os.path.join(args.against, 'train.py'), *(os.path.join(side, 'data', dataset, 'train.bin') for side in sides)):
             if not os.path.exists(path):
-                sys.exit(f'error: {path}: not found; expected a checkout of nanoGPT, and data/shakespeare_char prepared in both')
+                sys.exit(f'error: {path}: not found; expected a checkout of nanoGPT, and data/{dataset} prepared here and, but for time-to-loss, there')
     os.chdir(HERE)
     args.function(args)
 

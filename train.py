@@ -267,7 +267,7 @@ def train(cfg, run, interrupt):
 
     fast = torch.compile(model) if run.compile else model
     wrapped = DDP(fast, device_ids=[run.device] if run.device.type == 'cuda' else None) if run.world_size > 1 else fast
-    tokens_per_step = cfg.batch_size * cfg.gradient_accumulation_steps * cfg.block_size
+    tokens_per_step, flops_per_token = cfg.batch_size * cfg.gradient_accumulation_steps * cfg.block_size, model.flops_per_token()
     say(f'{model.num_params() / 1e6:.2f}M parameters, {run.device.type}, {str(run.dtype).removeprefix("torch.")}'
         f'{", compiled" if run.compile else ""}; {tokens_per_step:,} tokens per iteration, '
         f'{len(splits["train"]):,} tokens to learn from')
@@ -358,8 +358,10 @@ def train(cfg, run, interrupt):
             now = time.perf_counter()
             seconds = (now - marked) / (step + 1 - mark)
             mark, marked = step + 1, now
-            record(loss=loss, grad_norm=float(norm), tokens=(step + 1) * tokens_per_step, tokens_per_s=round(tokens_per_step / seconds))
-            say(f'iter {step}: loss {loss:.4f}, time {seconds * 1000:.2f}ms, {tokens_per_step / seconds:,.0f} tokens/s')
+            speed = tokens_per_step / seconds
+            mfu = dict(mfu=round(speed * flops_per_token / run.peak_flops, 4)) if run.peak_flops else {}
+            record(loss=loss, grad_norm=float(norm), tokens=(step + 1) * tokens_per_step, tokens_per_s=round(speed), **mfu)
+            say(f'iter {step}: loss {loss:.4f}, time {seconds * 1000:.2f}ms, {speed:,.0f} tokens/s' + (f", mfu {mfu['mfu']:.1%}" if mfu else ''))
             bar.set_postfix(loss=f'{loss:.3f}', refresh=False)
         step += 1
         bar.update()
