@@ -30,6 +30,12 @@ def test_floor(name):
         assert imported in sys.stdlib_module_names | CORE | MODULES or imported in OPTIONAL and lazily, f'{name}.py imports {imported}'
 
 
+def test_benchmarks_stand_on_the_ground_floor_too():
+    for path in (REPO / 'benchmarks').glob('*.py'):
+        for imported, lazily in imports(path):
+            assert imported in sys.stdlib_module_names | CORE | MODULES | {'benchmarks'} or imported in OPTIONAL and lazily, f'{path.name} imports {imported}'
+
+
 def test_every_module_is_there():
     assert all((REPO / f'{name}.py').exists() for name in MODULES) and {'train', 'sample', 'mlp_mnist', 'export'} <= SCRIPTS
 
