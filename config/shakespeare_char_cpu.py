@@ -13,6 +13,7 @@ log_interval = 10
 gradient_accumulation_steps = 1
 batch_size = 16
 block_size = 64
+data_order = 'shuffled'
 
 n_layer = 2           # small and shallow: in ten seconds many small steps learn more than few large ones
 n_head = 4
@@ -25,7 +26,7 @@ learning_rate = 3e-2
 weight_decay = 0.1
 lr_schedule = 'linear'
 cooldown = 0.9
-max_iters = 270
+max_iters = 310
 lr_decay_iters = max_iters
 warmup_iters = 0
 min_lr = 0
