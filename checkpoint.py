@@ -104,6 +104,15 @@ def find(out_dir, name=''):
     return next((p for p in paths if exists(p)), paths[-1])
 
 
+def newest_run():
+    """The folder here whose checkpoint was written last. Raises CheckpointError if there is none."""
+    files = [os.path.join(d, name + end) for d in os.listdir('.') for name in ('best.pt', 'ckpt.pt') for end in ('', '.prev')]
+    files = [path for path in files if os.path.exists(path)]
+    if not files:
+        raise CheckpointError('no run in this folder: expected out-NAME/best.pt or ckpt.pt; train one (python train.py config/quickstart.py) or give --out_dir')
+    return os.path.dirname(max(files, key=os.path.getmtime))
+
+
 def _load(path, device):
     try:
         with zipfile.ZipFile(path) as archive:

@@ -191,6 +191,14 @@ class Tokens:
         self.ids = np.memmap(path, dtype=dtype, mode='r')
         self._check(self.ids[:2 ** 26])               # enough to notice a mix-up at once; windows() sees the rest
 
+    @classmethod
+    def of(cls, ids, vocab_size, block_size, path='text'):
+        """The same for a list of ids, of any length, that is not in a file of its own; `path` is what errors call it."""
+        tokens = cls.__new__(cls)
+        tokens.path, tokens.vocab_size, tokens.block_size, tokens.epoch = path, vocab_size, block_size, None
+        tokens.ids = np.asarray(ids)
+        return tokens
+
     def __len__(self):
         return len(self.ids)
 

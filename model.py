@@ -20,6 +20,7 @@ Parameter names and defaults are nanoGPT's and GPT-2's, so that checkpoints are 
 
 import math
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 import torch.nn as nn
@@ -241,6 +242,11 @@ class Block(nn.Module):
         return x + self.mlp(self.ln_2(x))
 
 
+def likeliest(logits, ids):
+    """The simplest choice of the next ids (B, 1): argmax of logits (B, V). sampling.py has others."""
+    return logits.argmax(dim=-1, keepdim=True)
+
+
 class GPT(nn.Module):
     """GPT-2 (Radford et al. 2019) by default; the fields of `GPTConfig` turn it into its descendants."""
 
@@ -368,25 +374,29 @@ class GPT(nn.Module):
         weights = sum(n for kind, n in table.items() if kind not in ('embedding', 'position'))
         return 6 * weights + 12 * c.n_layer * c.n_embd * c.block_size
 
-    @torch.no_grad()
-    def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, n_vocab=None, generators=None):
-        """
-        Continue idx (B, T) by max_new_tokens, each drawn from the model's own prediction: (B, T + new).
+    def generate(self, idx, max_new_tokens, choose=likeliest, n_vocab=None):
+        """Continue idx (B, T) by max_new_tokens, as `stream` makes them: (B, T + new)."""
+        return torch.cat((idx, *islice(self.stream(idx, choose, n_vocab), max_new_tokens)), dim=1)
 
-        temperature and top_k as in `next_token`; ids from n_vocab on are padding and never drawn;
-        generators, one torch.Generator a row, make each row's randomness its own. Call eval() before.
-        When the context is full, the newer half of it is read again and generation goes on from there:
-        every token sees at least half a context, and the cost per token stays what it was.
+    @torch.inference_mode()
+    def stream(self, idx, choose=likeliest, n_vocab=None):
+        """
+        Continue idx (B, T) for as long as one asks: each time the next ids (B, 1), which choose(logits (B, V), ids (B, T'))
+        takes from the model's prediction; ids from n_vocab on are padding and never shown to it. Call eval() before.
+
+        When the context is full, the newer half of it is read again and generation goes on from there: every token
+        sees at least half a context, and reads two tokens at most. To drop only the oldest would mean to read a whole context for each
+        token, since what layer 2 knows of a token depends on the tokens before it, dropped ones included.
         """
         size, cache = self.config.block_size, KVCache(self, idx.size(0))
         unread = idx[:, -size:]                                                 # (B, T')
-        for _ in range(max_new_tokens):
+        while True:
             if cache.length + unread.size(1) > size:
                 cache.length, unread = 0, idx[:, -((size + 1) // 2):]
             logits, _ = self(unread, cache=cache)                               # (B, 1, V)
-            unread = next_token(logits[:, -1, :n_vocab], temperature, top_k, generators)  # (B, 1)
+            unread = choose(logits[:, -1, :n_vocab], idx)                       # (B, 1)
             idx = torch.cat((idx, unread), dim=1)
-        return idx
+            yield unread
 
 
 class KVCache:
@@ -409,21 +419,3 @@ class KVCache:
             self.kv[i, 1, :, :, self.length:end] = v
             return self.kv[i, 0, :, :, :end].type_as(k), self.kv[i, 1, :, :, :end].type_as(v)
         return remember
-
-
-def next_token(logits, temperature=1.0, top_k=None, generators=None):
-    """
-    Draw one id a row: logits (B, V) -> ids (B, 1), with probabilities softmax(logits / temperature).
-    Below 1 the likely becomes likelier; 0 takes the likeliest. top_k keeps only the k likeliest (None or 0: all).
-    """
-    if temperature == 0:
-        return logits.argmax(dim=-1, keepdim=True)
-    device, logits = logits.device, logits.cpu().double()   # same seed, same text, on every device
-    if top_k:
-        smallest = logits.topk(min(top_k, logits.size(-1))).values[:, -1:]      # (B, 1)
-        logits = logits.masked_fill(logits < smallest, -math.inf)
-    scaled = (logits - logits.amax(dim=-1, keepdim=True)) / temperature         # at most 0: no overflow
-    probs = scaled.softmax(dim=-1)                                              # (B, V)
-    rows = generators or [None] * len(probs)
-    ids = [torch.multinomial(p, 1, generator=g) for p, g in zip(probs, rows)]   # B times (1,)
-    return torch.stack(ids).to(device)                                          # (B, 1)

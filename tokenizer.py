@@ -20,12 +20,17 @@ class TokenizerError(ValueError):
 class ByteTokenizer:
     n_vocab = 256
     start_id = 10                                     # what an empty prompt starts from: a new line
+    end_id = None                                     # no token means the end of a text
 
     def encode(self, text):
         return list(text.encode('utf-8', errors='replace'))
 
     def decode(self, ids):
         return bytes(ids).decode('utf-8', errors='replace')
+
+    def decode_bytes(self, ids):
+        """The text as UTF-8, of which the last character may be incomplete."""
+        return bytes(ids)
 
     def byte_lengths(self):
         """How many bytes of UTF-8 each id stands for: (n_vocab,) integers."""
@@ -36,6 +41,8 @@ class ByteTokenizer:
 
 
 class CharTokenizer:
+    end_id = None
+
     def __init__(self, chars):
         """`chars`: the characters in the order of their ids, as a string or a list."""
         self.chars = list(chars)
@@ -59,6 +66,9 @@ class CharTokenizer:
     def decode(self, ids):
         return ''.join(self.chars[i] for i in ids)
 
+    def decode_bytes(self, ids):
+        return self.decode(ids).encode('utf-8', errors='replace')
+
     def byte_lengths(self):
         return np.array([len(c.encode('utf-8', errors='replace')) for c in self.chars], dtype=np.int64)
 
@@ -77,7 +87,7 @@ class GPT2Tokenizer:
             raise TokenizerError("GPT-2's BPE files: not in tiktoken's cache, and the download failed "
                                  f'({type(e).__name__}); set TIKTOKEN_CACHE_DIR to a folder that holds them') from e
         self.n_vocab = self.bpe.n_vocab
-        self.start_id = self.bpe.eot_token            # <|endoftext|>, which comes before every new text
+        self.start_id = self.end_id = self.bpe.eot_token   # <|endoftext|>, which stands between texts
 
     def encode(self, text):
         """<|endoftext|> counts as the one special token that it is, as in nanoGPT's prompts."""
@@ -89,6 +99,9 @@ class GPT2Tokenizer:
 
     def decode(self, ids):
         return self.bpe.decode(ids)
+
+    def decode_bytes(self, ids):
+        return self.bpe.decode_bytes(ids)
 
     def byte_lengths(self):
         return np.array([len(self.bpe.decode_single_token_bytes(i)) for i in range(self.n_vocab)], dtype=np.int64)

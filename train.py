@@ -27,6 +27,7 @@ import interop
 import loader
 import optim
 import parallel
+import sampling
 import tokenizer as tokenizers
 from model import GPT, GPTConfig, ModelError
 
@@ -381,11 +382,10 @@ def finish(model, tokenizer, cfg, run, best_val_loss):
     """Say what there is now, show a sample, and how to get more."""
     print(f'done: best val loss {best_val_loss:.4f}; {cfg.out_dir} holds ckpt.pt (resume from it), best.pt (best weights) and log.jsonl')
     if tokenizer is not None and cfg.sample_tokens:
-        generator = torch.Generator().manual_seed(cfg.seed)
         model.eval()
         with run.autocast():
-            ids = model.generate(torch.tensor([[tokenizer.start_id]], device=run.device), cfg.sample_tokens, temperature=0.8,
-                                 top_k=200, n_vocab=tokenizer.n_vocab, generators=[generator])
+            ids = model.generate(torch.tensor([[tokenizer.start_id]], device=run.device), cfg.sample_tokens,
+                                 sampling.Sampler(temperature=0.8, top_k=200, seeds=[cfg.seed]), tokenizer.n_vocab)
         print(f'a sample:\n---------------\n{tokenizer.decode(ids[0, 1:].tolist())}\n---------------')
     print(f'more samples: python sample.py --out_dir={cfg.out_dir}')
 

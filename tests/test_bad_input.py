@@ -91,7 +91,7 @@ SAMPLE = [
     ('--num_samples=0', 'num_samples=0: expected at least 1'),
     ('--top_k=-3', 'top_k=-3: expected at least 0'),
     ('--max_new_tokens=-1', 'max_new_tokens=-1: expected at least 0'),
-    ('--top_p=0.9', '--top_p: unknown key; did you mean top_k?'),
+    ('--top_q=0.9', '--top_q: unknown key; did you mean top_'),
     ('--out_dir=broken', 'broken/ckpt.pt: damaged, or no PyTorch checkpoint'),
     ('--out_dir=alien', 'alien/ckpt.pt: model_args and weights do not fit'),
     ('--dataset=missing', 'data/missing: no such dataset; expected a folder with train.bin and val.bin (here: babble, big, '),

@@ -7,7 +7,8 @@ from dataclasses import asdict
 import pytest
 import torch
 
-from model import GPT, GPTConfig, KVCache, next_token, sinusoidal
+from model import GPT, GPTConfig, KVCache, sinusoidal
+from sampling import Sampler
 
 TINY = dict(block_size=16, vocab_size=11, n_layer=2, n_head=4, n_embd=16)
 KINDS = {
@@ -48,10 +49,6 @@ def some_ids(*shape, seed=1):
 @torch.no_grad()
 def all_logits(model, idx):
     return model(idx, idx)[0]
-
-
-def seeded(*seeds):
-    return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
 # The same network once more, one vector and one head at a time.
@@ -327,7 +324,7 @@ def test_greedy_with_cache_is_greedy_without(kind):
     expected = prompt
     for _ in range(12):                               # 5 + 12 = 17: the last one drawn is never read
         expected = torch.cat((expected, all_logits(model, expected[:, -16:])[:, -1:].argmax(-1)), dim=1)
-    assert torch.equal(model.generate(prompt, 12, temperature=0), expected)
+    assert torch.equal(model.generate(prompt, 12), expected)
 
 
 @every_kind
@@ -346,7 +343,7 @@ def test_past_the_context_the_newer_half_is_read_again(kind, size, length):
     model, seen, read = shaken(kind, block_size=size), [], []
     hooks = [model.lm_head.register_forward_hook(lambda module, args, out: seen.append(out[:, -1])),
              model.transformer.wte.register_forward_hook(lambda module, args, out: read.append(out.size(1)))]
-    ids = model.generate(some_ids(2, length), 25, generators=seeded(1, 2))
+    ids = model.generate(some_ids(2, length), 25, Sampler(seeds=(1, 2)))
     for hook in hooks:
         hook.remove()
     start = max(0, length - size)
@@ -357,9 +354,9 @@ def test_past_the_context_the_newer_half_is_read_again(kind, size, length):
     assert sum(read) <= size + 2 * 25                 # at most two tokens a token, however long the context
 
 
-def test_generators_decide_what_is_drawn_row_by_row():
+def test_seeds_decide_what_is_drawn_row_by_row():
     model, prompt = shaken('modern'), some_ids(1, 4).expand(3, 4)
-    draw = lambda *seeds: model.generate(prompt[:len(seeds)], 20, generators=seeded(*seeds))
+    draw = lambda *seeds: model.generate(prompt[:len(seeds)], 20, Sampler(seeds=seeds))
     rows = draw(1, 2, 1)
     assert torch.equal(rows, draw(1, 2, 1)) and torch.equal(rows[0], rows[2]) and not torch.equal(rows[0], rows[1])
     assert torch.equal(rows[1:2], draw(2))            # alone as in company
@@ -368,41 +365,12 @@ def test_generators_decide_what_is_drawn_row_by_row():
 def test_generate_nothing_and_after_a_long_prompt():
     model, prompt = shaken('modern'), some_ids(2, 40)
     assert torch.equal(model.generate(prompt, 0), prompt)
-    long, short = (model.generate(p, 6, generators=seeded(1, 2)) for p in (prompt, prompt[:, -16:]))
+    long, short = (model.generate(p, 6, Sampler(seeds=(1, 2))) for p in (prompt, prompt[:, -16:]))
     assert torch.equal(long[:, :40], prompt) and torch.equal(long[:, 40:], short[:, 16:])
 
 
 @pytest.mark.parametrize('temperature', [0, 1.0, 1e6])
 def test_padding_is_never_drawn(temperature):
     model, prompt = shaken(), some_ids(2, 3) % 6
-    assert model.generate(prompt, 40, temperature, generators=seeded(1, 2)).max() >= 6
-    assert model.generate(prompt, 40, temperature, n_vocab=6, generators=seeded(1, 2)).max() < 6
-
-
-LOGITS = torch.tensor([2.0, 0.5, -1.0, 1.0, 0.0, -3.0, 1.5, 0.2])
-
-
-def drawn(n=20000, logits=LOGITS, **how):
-    """How often each id is drawn, (V,)."""
-    ids = next_token(logits.expand(n, -1), generators=seeded(5) * n, **how)
-    assert ids.shape == (n, 1) and ids.dtype == torch.int64
-    return ids.flatten().bincount(minlength=len(logits)).double()
-
-
-@pytest.mark.parametrize('temperature, top_k, logits', [
-    (1.0, None, LOGITS), (0.6, 0, LOGITS), (2.0, 99, LOGITS), (1.5, 4, LOGITS), (1e6, None, LOGITS), (2e4, None, LOGITS * 1e4),
-])
-def test_frequencies_are_softmax_of_logits_over_temperature(temperature, top_k, logits):
-    kept = sorted(range(8), key=lambda i: -logits[i])[:top_k or 8]
-    weights = {i: math.exp(logits[i] / temperature) for i in kept}
-    expected = torch.tensor([20000 * weights.get(i, 0) / sum(weights.values()) for i in range(8)]).double()
-    seen = drawn(temperature=temperature, top_k=top_k, logits=logits)
-    assert seen[expected == 0].sum() == 0
-    keep = expected > 0
-    assert ((seen - expected)[keep] ** 2 / expected[keep]).sum() < 24.3         # chi-square, 7 degrees, p = 0.001
-
-
-@pytest.mark.parametrize('how', [dict(temperature=0), dict(temperature=1e-300), dict(top_k=1), dict(temperature=1e6, top_k=1)])
-@pytest.mark.parametrize('scale', [1.0, 1e30])
-def test_what_takes_the_likeliest(how, scale):
-    assert drawn(500, LOGITS.roll(3) * scale, **how)[3] == 500
+    assert model.generate(prompt, 40, Sampler(temperature, seeds=(1, 2))).max() >= 6
+    assert model.generate(prompt, 40, Sampler(temperature, seeds=(1, 2)), n_vocab=6).max() < 6

@@ -134,8 +134,9 @@ def test_its_run_is_continued_with_its_moments(nanogpt):
 
 def test_its_checkpoint_is_sampled(nanogpt, capsys):
     sample.main(sample.SampleConfig(start='abc', num_samples=2, max_new_tokens=20, device='cpu'))
-    out = capsys.readouterr().out
-    texts = [t.strip('\n') for t in out.split('out/ckpt.pt: iteration 3, best val loss 2.5000\n')[1].split('---------------')[:2]]
+    out, err = capsys.readouterr()
+    assert err == 'out/ckpt.pt: iteration 3, best val loss 2.5000\n'
+    texts = [t.strip('\n') for t in out.split('---------------')[:2]]
     assert all(t.startswith('abc') and len(t) > 10 and set(t) <= set('abcdefgh \n') for t in texts)
 
 
