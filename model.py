@@ -401,21 +401,21 @@ class GPT(nn.Module):
 
 class KVCache:
     """
-    Keys and values of the tokens seen so far: (B, G, block_size, D), two for each layer.
+    Keys and values of the tokens seen so far: for each layer two tensors (B, G, block_size, D), of which `length` tokens are in use.
     The past never changes under a causal mask, so a new token costs one row instead of a window.
     """
 
     def __init__(self, model, batch_size):
-        c, weight = model.config, model.lm_head.weight
-        self.kv = torch.zeros(c.n_layer, 2, batch_size, c.kv_heads, c.block_size, c.head_dim,
-                              dtype=weight.dtype, device=weight.device)
+        c, weight = model.config, model.transformer.wte.weight
+        shape = batch_size, c.kv_heads, c.block_size, c.head_dim
+        self.layers = [[torch.zeros(shape, dtype=weight.dtype, device=weight.device) for _ in 'kv'] for _ in range(c.n_layer)]
         self.length = 0
 
     def layer(self, i):
         """What layer i calls with the k, v (B, G, T, D) of new tokens, to get those of all: (B, G, length + T, D)."""
-        def remember(k, v):
-            end = self.length + k.size(2)
-            self.kv[i, 0, :, :, self.length:end] = k
-            self.kv[i, 1, :, :, self.length:end] = v
-            return self.kv[i, 0, :, :, :end].type_as(k), self.kv[i, 1, :, :, :end].type_as(v)
+        def remember(*new):
+            end = self.length + new[0].size(2)
+            for kept, x in zip(self.layers[i], new):
+                kept[:, :, self.length:end] = x
+            return [kept[:, :, :end].type_as(x) for kept, x in zip(self.layers[i], new)]
         return remember

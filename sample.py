@@ -64,8 +64,7 @@ class SampleConfig:
     compile: bool | str = False       # torch.compile: pays for very long texts on CUDA only
 
 
-ERRORS = (ModelError, loader.DataError, checkpoint.CheckpointError, tokenizers.TokenizerError, parallel.DeviceError, interop.InteropError,
-          inference.InferenceError)
+ERRORS = (ModelError, loader.DataError, checkpoint.CheckpointError, tokenizers.TokenizerError, parallel.DeviceError, interop.InteropError)
 
 
 def load_model(cfg):
@@ -159,7 +158,7 @@ class Writing:
 
 def continued(model, ids, writings, sampler, max_new_tokens, n_vocab):
     """Let the model continue ids once for each of `writings`, side by side, until all are done."""
-    x = torch.tensor([ids], device=model.lm_head.weight.device).expand(len(writings), -1)     # (num_samples, T)
+    x = torch.tensor([ids], device=model.transformer.wte.weight.device).expand(len(writings), -1)     # (num_samples, T)
     for new in islice(model.stream(x, sampler, n_vocab), max_new_tokens):                     # (num_samples, 1)
         logprobs = sampler.logprobs[:, 0].tolist() if sampler.logprobs is not False else [None] * len(writings)
         for writing, token, logprob in zip(writings, new[:, 0].tolist(), logprobs):
@@ -252,7 +251,10 @@ def main(cfg):
     text, ids = read_text_to_predict(cfg, tokenizer) if cfg.eval else ('', []) if cfg.interactive else read_prompt(cfg, tokenizer)
     say(about)                                        # whatever can be wrong was found by now
     model.to(run.device).eval()
-    (inference.quantize if cfg.quantize else inference.lay_out)(model)
+    if run.device.type == 'cpu':
+        if model.num_params() < 5e6:                  # a network so small only waits for the other cores
+            torch.set_num_threads(1)
+        inference.replace_linear(model, inference.Int8Linear if cfg.quantize else inference.SplitLinear)
     if run.compile:
         model.forward = torch.compile(model.forward)
     end_id = None if cfg.ignore_end else tokenizer.end_id

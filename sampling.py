@@ -20,7 +20,7 @@ def penalize(logits, ids, penalty):
 
 def keep_top_k(logits, k):
     """Only the k likeliest stay, and those as likely as the last of them. Fan et al. 2018."""
-    smallest = logits.topk(min(k, logits.size(-1))).values[:, -1:]              # (B, 1)
+    smallest = logits.topk(k).values[:, -1:]                                    # (B, 1)
     return logits.masked_fill(logits < smallest, -math.inf)
 
 
@@ -63,7 +63,7 @@ class Sampler:
 
     def draw(self, logits):
         logits = (logits - logits.amax(dim=-1, keepdim=True)) / self.temperature  # at most 0: no overflow
-        if self.top_k:
+        if self.top_k and self.top_k < logits.size(-1):
             logits = keep_top_k(logits, self.top_k)
         probs = logits.softmax(dim=-1)                                          # (B, V)
         if self.top_p < 1:

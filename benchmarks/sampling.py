@@ -61,16 +61,17 @@ def sampling(args):
     for name, (shape, n_samples, n_tokens) in SIZES.items():
         torch.manual_seed(0)
         model = GPT(GPTConfig(**shape, bias=False)).eval()
-        sides = {'ours': (ours, inference.lay_out(model))}
+        sides = {'ours': (ours, model)}
         if '124M' in name:
             small = GPT(GPTConfig(**shape, bias=False)).eval()
             small.load_state_dict(model.state_dict())
-            inference.quantize(small)
+            inference.replace_linear(small, inference.Int8Linear)
             sides['int8'] = ours, small
         if nanogpt:
             peer = nanogpt.GPT(nanogpt.GPTConfig(**shape, bias=False, dropout=0.0)).eval()
             peer.load_state_dict(model.state_dict())
             sides['theirs'] = theirs, peer
+        inference.replace_linear(model, inference.SplitLinear)
         speeds = {side: [] for side in sides}
         for n in range(args.rounds + 1):
             for side, (generate, which) in sides.items():

@@ -110,7 +110,7 @@ def test_from_a_folder_of_gpt2_weights(place, capsys, test_data, monkeypatch):
 
 class Fake:
     """A model that says what it is told to: `lines` of ids, one for each row."""
-    lm_head = torch.nn.Linear(1, 1)
+    transformer = torch.nn.ModuleDict(dict(wte=torch.nn.Embedding(1, 1)))
     config = GPTConfig(block_size=64, vocab_size=300)
 
     def __init__(self, *lines):
