@@ -260,7 +260,7 @@ def test_crop_block_size(pos):
     before = all_logits(model, idx[:, :8])
     model.crop_block_size(8)
     torch.testing.assert_close(all_logits(model, idx[:, :8]), before)
-    assert model.config.block_size == KVCache(model, 1).kv.size(4) == 8
+    assert model.config.block_size == KVCache(model, 1).layers[0][0].size(2) == 8
     if pos == 'learned':
         assert model.state_dict()['transformer.wpe.weight'].shape == (8, 16) and model.transformer.wpe.weight.requires_grad
     with pytest.raises(ValueError, match='block_size=8'):

@@ -30,7 +30,7 @@ def test_commands_run_in_order(tmp_path, test_data):
     place = tmp_path / 'repo'
     for folder in ('config', 'data'):
         shutil.copytree(REPO / folder, place / folder, ignore=shutil.ignore_patterns('*.bin', '*-ubyte', 'meta.*', 'input.txt', '__pycache__'))
-    for script in REPO.glob('*.py'):
+    for script in (*REPO.glob('*.py'), REPO / 'README.md'):
         shutil.copy(script, place)
     for name in ('notes.txt', 'letters.txt'):
         (place / name).write_text(babble(3000))
@@ -41,7 +41,7 @@ def test_commands_run_in_order(tmp_path, test_data):
     (place / 'digit.png').write_bytes(mlp_mnist.png(pixels))
     ran = []
     for line, here in commands():
-        words = shlex.split(line, comments=True)
+        words = shlex.split(line.split(' > ')[0], comments=True)
         if not here or words[0] != 'python':
             continue
         if words[1] == 'train.py':                    # the two of "A run" stay one run: 600 iterations become 2, 900 become 4
@@ -52,7 +52,8 @@ def test_commands_run_in_order(tmp_path, test_data):
             continue
         if words[1] == 'sample.py':
             words += ['--max_new_tokens=10', '--device=cpu']
-        result = subprocess.run([sys.executable, *words[1:]], cwd=place, capture_output=True, text=True, encoding='utf-8', timeout=300)
+        result = subprocess.run([sys.executable, *words[1:]], cwd=place, capture_output=True, stdin=subprocess.DEVNULL, text=True, encoding='utf-8',
+                                timeout=300)
         assert result.returncode == 0, f'{line}\n{result.stderr}'
         ran.append((line, result.stdout))
     out = dict(ran)
