@@ -4,6 +4,8 @@ Measure, side by side with what there is to beat: `python bench.py NAME ...` run
     python bench.py time-to-loss --against PATH_TO_NANOGPT    seconds to a loss of 1.88 on tiny Shakespeare, and the loss at equal time
     python bench.py same-recipe --against PATH_TO_NANOGPT     whole runs of nanoGPT's CPU recipe
     python bench.py same-steps --against PATH_TO_NANOGPT      its steps, on the same weights and batches
+    python bench.py step --config X --against PATH_TO_NANOGPT tokens/s and MFU of a training step, and of nanoGPT's at the same size
+    python bench.py sampling --against PATH_TO_NANOGPT        tokens/s of sampling, and seconds to the first token
     python bench.py mnist                                     the digit network against the book's algorithm in numpy
     python bench.py checkpoint                                what saving GPT-2 124M costs
 
