@@ -252,8 +252,6 @@ def main(cfg):
     say(about)                                        # whatever can be wrong was found by now
     model.to(run.device).eval()
     if run.device.type == 'cpu':
-        if model.num_params() < 5e6:                  # a network so small only waits for the other cores
-            torch.set_num_threads(1)
         inference.replace_linear(model, inference.Int8Linear if cfg.quantize else inference.SplitLinear)
     if run.compile:
         model.forward = torch.compile(model.forward)

@@ -57,6 +57,7 @@ def read_bandwidth():
 
 
 def sampling(args):
+    threads = torch.get_num_threads()
     nanogpt = program('their_model', os.path.join(args.against, 'model.py')) if args.against else None
     for name, (shape, n_samples, n_tokens) in SIZES.items():
         torch.manual_seed(0)
@@ -71,10 +72,14 @@ def sampling(args):
             peer = nanogpt.GPT(nanogpt.GPTConfig(**shape, bias=False, dropout=0.0)).eval()
             peer.load_state_dict(model.state_dict())
             sides['theirs'] = theirs, peer
+        held = 4 * model.num_params() / 1e9           # GB in float32
+        torch.set_num_threads(threads)
         inference.replace_linear(model, inference.SplitLinear)
+        ours_threads = torch.get_num_threads()        # one for a small model
         speeds = {side: [] for side in sides}
         for n in range(args.rounds + 1):
             for side, (generate, which) in sides.items():
+                torch.set_num_threads(threads if side == 'theirs' else ours_threads)
                 seconds = generate(which, n_samples, n_tokens)
                 if n:                                 # the first round warms up
                     speeds[side].append(n_samples * n_tokens / seconds)
@@ -82,7 +87,6 @@ def sampling(args):
             report(f'{name}, {side}', speeds.get('theirs', speeds['ours']), speeds[side], 'tokens/s', sides=('nanoGPT' if nanogpt else 'ours', 'ours'))
         if '124M' in name:
             bandwidth = read_bandwidth()
-            held = sum(p.nbytes for p in model.parameters()) / 1e9
             print(f"memory: {bandwidth:.1f} GB/s, of which {held:.2f} GB of weights a token take {statistics.median(speeds['ours']) * held / bandwidth:.0%}")
             for side, each in (('fp32', model), ('int8', small)):
                 print(f'{side}, tokens/s at 25, 50, 75, 100% of a context of 1024:', [round(s, 1) for s in along_the_context(each)])
