@@ -323,13 +323,17 @@ class GPT(nn.Module):
         """
         try:
             config = GPTConfig(**{**model_args, **overrides})
-            if config.n_layer > max(1000, len(weights)):
+            if config.n_layer > len(weights):
                 raise ModelError(f'n_layer={config.n_layer} for {len(weights)} tensors')
-            with torch.device('meta'):                # where absurd sizes cost no memory, and those of the weights are compared
-                cls(config).load_state_dict(weights, assign=True)
+            sizes = {'wte': (config.vocab_size, config.n_embd), f'h.{config.n_layer - 1}.mlp.c_fc': (config.hidden, config.n_embd),
+                     **({'wpe': (config.block_size, config.n_embd)} if config.pos == 'learned' else {})}
+            for name, size in sizes.items():          # absurd sizes must not cost memory
+                found = weights.get(f'transformer.{name}.weight')
+                if found is None or found.shape != size:
+                    raise ModelError(f"transformer.{name}.weight is {'missing' if found is None else tuple(found.shape)}, expected {size}")
             model = cls(config)
             model.load_state_dict(weights)
-        except (ModelError, TypeError, RuntimeError) as e:
+        except (ModelError, TypeError, AttributeError, RuntimeError) as e:
             raise ModelError(f"{source}: model_args and weights do not fit: {' '.join(str(e).split())[:300]}") from e
         return model
 

@@ -292,7 +292,8 @@ def test_from_state_round_trip(kind):
 
 
 @pytest.mark.parametrize('wrong, named', [
-    (dict(n_embd=32), 'size mismatch'), (dict(n_layer=3), 'Missing key'), (dict(n_layer=1), 'Unexpected key'),
+    (dict(n_embd=32), 'wte.weight is (11, 16), expected (11, 32)'), (dict(n_layer=3), 'h.2.mlp.c_fc.weight is missing'),
+    (dict(n_layer=1), 'Unexpected key'), (dict(n_kv_head=2), 'size mismatch'),
     (dict(bias=False), 'Unexpected key'), (dict(n_experts=8), 'n_experts'), (dict(mlp='elu'), "mlp='elu'"),
 ])
 def test_weights_that_do_not_fit_are_said_in_one_line(wrong, named):
