@@ -51,6 +51,9 @@ def run(main, cls, errors=(), argv=None):
         if os.environ.get('RANK', '0') == '0':
             print(f'error: {_one_line(e)}', file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:                           # whoever read the output has enough: | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except KeyboardInterrupt:                         # Ctrl-C
         print('interrupted', file=sys.stderr)
         sys.exit(130)
@@ -71,7 +74,9 @@ def load(cls, argv, script=None):
     argv = list(argv)
     while argv:
         arg = argv.pop(0)
-        if arg.startswith('--') and arg[2:] in fields and argv and not argv[0].startswith('--'):
+        if arg.startswith('--') and hints.get(arg[2:]) is bool and (argv[:1] or ['--'])[0].lower() not in ('true', 'false', '1', '0'):
+            arg = f'{arg}=True'                       # --flag
+        elif arg.startswith('--') and arg[2:] in fields and argv and not argv[0].startswith('--'):
             arg = f'{arg}={argv.pop(0)}'              # --key value
         if not arg.startswith('-'):
             namespace.update(values)

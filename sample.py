@@ -4,7 +4,7 @@ Generate text with a trained model.
     python sample.py                                                       the newest run here
     python sample.py --out_dir=out-quickstart --start="def " --num_samples=3 --temperature=0.8
     python sample.py --init_from=gpt2 --start=FILE:prompt.txt --stop="\\n\\n"
-    python sample.py --interactive=True                                    write together
+    python sample.py --interactive                                         write together
     python sample.py --eval=FILE                                           how well does it predict this text?
 
 On a terminal a single sample appears as it is made. What is not text goes to stderr.
@@ -48,7 +48,7 @@ class SampleConfig:
     seed: int = 1337                  # the same seed gives the same text
     # how tokens are drawn
     temperature: float = 0.8          # 0 = always the likeliest, 1 = as the model thinks, more = wilder
-    top_k: int | None = 200           # from the k likeliest only; None or 0 = from all
+    top_k: int | None = 200           # draw from the k likeliest only; None or 0 = from all
     top_p: float = 1.0                # from the likeliest that together reach this probability
     min_p: float = 0.0                # from those at least this share as likely as the likeliest
     repetition_penalty: float = 1.0   # above 1: less of what was said already
@@ -128,8 +128,9 @@ class Writing:
         self.tokens, self.logprobs, self.text, self.shown, self.done = [], [], '', 0, False
 
     def add(self, token, logprob=None):
-        if self.done or token == self.end_id:
-            self.done = True
+        if token == self.end_id:
+            self.close()
+        if self.done:
             return
         self.tokens.append(token)
         self.logprobs.append(logprob)

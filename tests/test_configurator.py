@@ -6,6 +6,7 @@ import io
 import os
 import re
 import string
+import subprocess
 import sys
 import time
 from dataclasses import asdict, fields
@@ -360,3 +361,20 @@ def test_any_arguments_end_well_or_in_one_line(fuzz):
                 code = e.code
         assert code in (None, 0, 2) and bool(out.getvalue()) == (code == 0)
         assert [line[:7] for line in err.getvalue().splitlines() if not line.startswith('warning: ')] == ['error: '] * (code == 2)
+
+
+def test_a_flag_needs_no_value():
+    write('c.py', 'dropout = 0.5\n')
+    cfg = load('--json', '--seed=3', '--interactive', 'false', '--logprobs', cls=SampleConfig)
+    assert cfg.json is cfg.logprobs is True and cfg.interactive is False and cfg.seed == 3
+    cfg = load('--eval_only', 'c.py', '--decay_lr', '0')
+    assert cfg.eval_only is True and cfg.dropout == 0.5 and cfg.decay_lr is False
+
+
+def test_a_reader_who_has_enough_is_no_error():
+    code = f'import sys; sys.path.insert(0, {str(REPO)!r}); import configurator, sample\n' \
+           'configurator.run(lambda cfg: [print("x" * 1000) for _ in range(1000)], sample.SampleConfig, argv=[])'
+    process = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == b'' and process.wait() == 141
