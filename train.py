@@ -182,7 +182,8 @@ def train_step(model, optimizer, scaler, tokens, step, cfg, run):
     One step on batch `step`. Returns this rank's mean loss and the gradient's length, as tensors, and whether the step was
     taken: with a loss or gradient that is no finite number (in float16 only the loss counts, scaling copes) it is not.
     """
-    seed_step(cfg, step, run.rank)
+    if cfg.dropout:                                   # nothing else is random in a step, and torch needs a millisecond for it
+        seed_step(cfg, step, run.rank)
     starts = tokens.batch_starts(cfg.seed, step, cfg.batch_size * cfg.gradient_accumulation_steps, cfg.data_order)
     starts = starts[run.share(len(starts))]
     loss_sum = 0.0
