@@ -9,9 +9,6 @@ once, and the CPU's kernels for a single row read them with one core, often agai
 import torch
 import torch.nn as nn
 
-SMALL = 5_000_000                                     # weights
-
-
 class SplitLinear(nn.Module):
     """y = x W^T + b, computed as one product for each core: part p of W makes part p of y."""
 
@@ -52,14 +49,7 @@ class Int8Linear(nn.Module):
 
 
 def replace_linear(model, kind):
-    """
-    Put a `kind` made of it, SplitLinear or Int8Linear, in place of every Linear of a model on the CPU. For a model so small that
-    its cores would mostly wait for each other the number of threads becomes one, and there is nothing to split.
-    """
-    if model.num_params() < SMALL:
-        torch.set_num_threads(1)
-        if kind is SplitLinear:
-            return model
+    """Put a `kind` made of it, SplitLinear or Int8Linear, in place of every Linear of a model on the CPU."""
     for module in list(model.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.Linear):

@@ -57,7 +57,6 @@ def read_bandwidth():
 
 
 def sampling(args):
-    threads = torch.get_num_threads()
     nanogpt = program('their_model', os.path.join(args.against, 'model.py')) if args.against else None
     for name, (shape, n_samples, n_tokens) in SIZES.items():
         torch.manual_seed(0)
@@ -73,13 +72,10 @@ def sampling(args):
             peer.load_state_dict(model.state_dict())
             sides['theirs'] = theirs, peer
         held = 4 * model.num_params() / 1e9           # GB in float32
-        torch.set_num_threads(threads)
         inference.replace_linear(model, inference.SplitLinear)
-        ours_threads = torch.get_num_threads()        # one for a small model
         speeds = {side: [] for side in sides}
         for n in range(args.rounds + 1):
             for side, (generate, which) in sides.items():
-                torch.set_num_threads(threads if side == 'theirs' else ours_threads)
                 seconds = generate(which, n_samples, n_tokens)
                 if n:                                 # the first round warms up
                     speeds[side].append(n_samples * n_tokens / seconds)

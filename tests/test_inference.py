@@ -6,7 +6,6 @@ import pytest
 import torch
 from conftest import settings
 
-import inference
 import sample
 import train
 from inference import Int8Linear, SplitLinear, replace_linear
@@ -58,9 +57,8 @@ def test_int8_is_integer_arithmetic_row_by_row(bias):
 
 
 @pytest.mark.parametrize('kind', [SplitLinear, Int8Linear])
-def test_a_model_is_replaced_whole(kind, threads, monkeypatch):
+def test_a_model_is_replaced_whole(kind, threads):
     threads(2)
-    monkeypatch.setattr(inference, 'SMALL', 0)
     torch.manual_seed(1)
     model = GPT(GPTConfig(block_size=16, vocab_size=12, n_layer=2, n_head=4, n_embd=32, pos='rotary', mlp='swiglu', bias=True)).eval()
     other = replace_linear(copy.deepcopy(model), kind)
@@ -72,13 +70,6 @@ def test_a_model_is_replaced_whole(kind, threads, monkeypatch):
     assert gap < (1e-6 if kind is SplitLinear else 0.03) and (kind is SplitLinear or gap > 1e-5)   # 8 bits do show
     if kind is SplitLinear:
         assert torch.equal(model.generate(idx, 20), other.generate(idx, 20))
-
-
-def test_a_small_model_gets_one_thread(threads):
-    threads(2)
-    model = GPT(GPTConfig(block_size=8, vocab_size=5, n_layer=1, n_head=1, n_embd=4))
-    assert isinstance(replace_linear(model, SplitLinear).lm_head, torch.nn.Linear) and torch.get_num_threads() == 1
-    assert isinstance(replace_linear(model, Int8Linear).lm_head, Int8Linear)
 
 
 def test_perplexity_in_8_bits_is_within_1_percent(place, capsys):
