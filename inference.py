@@ -9,6 +9,7 @@ once, and the CPU's kernels for a single row read them with one core, often agai
 import torch
 import torch.nn as nn
 
+
 class SplitLinear(nn.Module):
     """y = x W^T + b, computed as one product for each core: part p of W makes part p of y."""
 

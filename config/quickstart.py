@@ -3,28 +3,33 @@ The first run: a small modern GPT on the source of Python's standard library. No
 
     python train.py config/quickstart.py
 
-Under three minutes on two cores of an AMD EPYC (Zen 4): val loss about 1.30 nats, 1.88 bits per byte.
+Two minutes on two cores of an AMD EPYC (Zen 4): val loss 1.21 nats, 1.75 bits per byte (one run).
 """
 out_dir = 'out-quickstart'
 dataset = 'python_stdlib'
-eval_interval = 400
+eval_interval = 250
 eval_iters = 40
 log_interval = 25
 sample_tokens = 500
 
 gradient_accumulation_steps = 1
 batch_size = 8
-block_size = 128
+block_size = 256
+data_order = 'shuffled'
 
-n_layer = 4
-n_head = 4
-n_embd = 128
+n_layer = 3
+n_head = 6
+n_embd = 96
+n_inner = 320
 pos, norm, mlp, qk_norm, tie_weights = 'rotary', 'rmsnorm', 'swiglu', True, False   # Qwen3's block
 
-learning_rate = 3e-3
-min_lr = 0
+optimizer = 'muon'
+learning_rate = 2e-2
+weight_decay = 0.1
 lr_schedule = 'linear'
-max_iters = 2000
+cooldown = 0.7
+max_iters = 1000
 lr_decay_iters = max_iters
-warmup_iters = 50
-beta2 = 0.99
+warmup_iters = 0
+min_lr = 0
+grad_clip = 0.0       # a step of Muon does not depend on the gradient's length
