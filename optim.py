@@ -64,20 +64,20 @@ QUINTIC = (3.4445, -4.7750, 2.0315)
 MOMENTUM = (0.85, 0.95, 300)    # at first, at last, and the steps between them: young averages should forget sooner
 
 
-def orthogonalize(matrices, steps=5):
+def orthogonalize(matrices, dtype=torch.float32, steps=5):
     """
     U V^T of each matrix U S V^T of a stack (n, rows, cols), about: its singular values become 0.7 to 1.2, small ones less.
 
     No decomposition, matmuls only: X <- a X + b (X X^T) X + c (X X^T)^2 X applies a s + b s^3 + c s^5 to all singular
-    values s at once, and brings them towards 1. Newton-Schulz iteration; coefficients from Jordan et al. 2024.
+    values s at once, and brings them towards 1. Newton-Schulz iteration, in `dtype`; coefficients from Jordan et al. 2024.
     """
     a, b, c = QUINTIC
-    x = matrices / (matrices.norm(dim=(1, 2), keepdim=True) + 1e-7)             # all singular values are at most 1
+    x = (matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp_min(1e-30)).to(dtype)   # all singular values are at most 1
     x = x.mT if matrices.size(1) > matrices.size(2) else x                      # (n, r, c) with r <= c: the smaller products
     for _ in range(steps):
         s = x @ x.mT                                                            # (n, r, r)
         x = torch.baddbmm(x, torch.baddbmm(s, s, s, beta=b, alpha=c), x, beta=a)  # (n, r, c)
-    return x.mT if matrices.size(1) > matrices.size(2) else x
+    return (x.mT if matrices.size(1) > matrices.size(2) else x).to(matrices.dtype)
 
 
 class Muon(torch.optim.AdamW):
@@ -112,7 +112,7 @@ class Muon(torch.optim.AdamW):
                     by_shape.setdefault(w.shape, []).append((w, u, group['lr']))
         for (rows, cols), matrices in by_shape.items():
             weights, updates, rates = zip(*matrices)
-            updates = orthogonalize(torch.stack(updates).to(self.dtype)).to(weights[0].dtype)   # (n, rows, cols)
+            updates = orthogonalize(torch.stack(updates), self.dtype)           # (n, rows, cols)
             for w, u, lr in zip(weights, updates, rates):
                 w.add_(u, alpha=-lr * math.sqrt(max(1, rows / cols)))
         return super().step(closure)

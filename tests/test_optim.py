@@ -107,6 +107,9 @@ def test_orthogonalize_keeps_directions_and_evens_out_their_lengths(rows, cols):
     assert out.shape == stack.shape and 0.6 < values.min() and values.max() < 1.25
     alignment = torch.einsum('nij,nij->n', out, u @ vt) / out.flatten(1).norm(dim=1) / min(rows, cols) ** 0.5
     assert (alignment > 0.97).all()                   # the cosine of the angle between it and U V^T
+    half = optim.orthogonalize(stack * 1e-6, torch.float16)                      # whose smallest number is 6e-8
+    assert half.dtype == torch.float32 and torch.allclose(half, out, atol=0.05) and not torch.equal(half, out)
+    assert not optim.orthogonalize(torch.zeros_like(stack)).any()
     alone = torch.cat([optim.orthogonalize(m[None]) for m in stack])
     assert torch.allclose(out, alone, atol=1e-5)
     assert torch.linalg.svdvals(stack[1]).min() < 0.1 * torch.linalg.svdvals(stack[1]).max()   # negative control
