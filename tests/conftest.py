@@ -60,10 +60,14 @@ def babble(n=20_000, seed=0):
 def place(tmp_path, monkeypatch):
     """An empty working folder with one small dataset, data/babble."""
     monkeypatch.chdir(tmp_path)
+    prepare_babble()
+    return tmp_path
+
+
+def prepare_babble():
     text = babble()
     tokenizer = CharTokenizer.of(text)
     loader.write('data/babble', [tokenizer.encode(text[:18_000])], [tokenizer.encode(text[18_000:])], tokenizer, 'babble', '0')
-    return tmp_path
 
 
 def settings(**changes):

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import run_script, settings
+from conftest import prepare_babble, run_script, settings
 
 import checkpoint
 import loader
@@ -17,10 +17,21 @@ from model import GPT, GPTConfig
 from tokenizer import ByteTokenizer, from_json
 
 
-@pytest.fixture
-def run(place):
-    """A working folder with a short run in out/."""
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    """A short run, made once."""
+    folder, here = tmp_path_factory.mktemp('trained'), os.getcwd()
+    os.chdir(folder)
+    prepare_babble()
     train.main(settings(max_iters=30, lr_decay_iters=30, dropout=0.0))
+    os.chdir(here)
+    return folder / 'out'
+
+
+@pytest.fixture
+def run(place, trained):
+    """A working folder with a copy of it in out/."""
+    shutil.copytree(trained, 'out')
     return place
 
 

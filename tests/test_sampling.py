@@ -15,7 +15,9 @@ NO_IDS = torch.zeros(1, 0, dtype=torch.long)
 def drawn(n=N, logits=LOGITS, ids=None, **how):
     """How often each id is drawn, (V,): by n rows with a seed each."""
     ids = NO_IDS.expand(n, 0) if ids is None else torch.tensor([ids]).expand(n, -1)
-    new = Sampler(seeds=range(n), **how)(logits.expand(n, -1), ids)
+    sampler = Sampler(seeds=range(n), **how)
+    sampler.AHEAD = 1                                 # one number of each generator is enough
+    new = sampler(logits.expand(n, -1), ids)
     assert new.shape == (n, 1) and new.dtype == torch.int64
     return new.flatten().bincount(minlength=len(logits)).double()
 
