@@ -323,7 +323,7 @@ class GPT(nn.Module):
         """
         try:
             config = GPTConfig(**{**model_args, **overrides})
-            if config.n_layer > len(weights):
+            if config.n_layer > max(1000, len(weights)):
                 raise ModelError(f'n_layer={config.n_layer} for {len(weights)} tensors')
             sizes = {'wte': (config.vocab_size, config.n_embd), f'h.{config.n_layer - 1}.mlp.c_fc': (config.hidden, config.n_embd),
                      **({'wpe': (config.block_size, config.n_embd)} if config.pos == 'learned' else {})}

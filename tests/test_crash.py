@@ -261,7 +261,7 @@ def test_some_may_be_skipped_in_a_row(place, monkeypatch, allowed, steps, ends):
 
 def three_steps(monkeypatch, scaling, hook=None, poisoned=()):
     """(taken, did the weights change) of some steps of SGD, with a GradScaler as in float16, or without."""
-    run, cfg = parallel.start('cpu'), settings(dropout=0.0)
+    run, cfg = parallel.start('cpu'), settings()
     meta = loader.read_meta('data/babble')
     model, _ = train.build_model(cfg, run, meta)
     tokens = loader.Tokens('data/babble/train.bin', meta['dtype'], meta['vocab_size'], cfg.block_size)
