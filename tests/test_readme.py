@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -82,3 +83,12 @@ def test_every_name_in_the_tree_and_the_tables_exists():
     table = text.split('The keys that matter first:')[1].split('\n\n')[1]
     for key in re.findall(r'`(\w+)`', '\n'.join(row.split('|')[1] for row in table.splitlines()[2:])):
         assert f'\n    {key}: ' in keys, key
+
+
+@pytest.mark.parametrize('name', sorted(p.stem.replace('_', '-') for p in (REPO / 'benchmarks').glob('*.py') if p.stem != 'paired'))
+def test_every_benchmark_starts_and_is_listed(name, monkeypatch, capsys):
+    bench = runpy.run_path(str(REPO / 'bench.py'))
+    monkeypatch.setattr(sys, 'argv', ['bench.py', name, '--help'])
+    with pytest.raises(SystemExit) as e:
+        bench['main']()
+    assert not e.value.code and 'usage:' in capsys.readouterr().out and f'python bench.py {name} ' in bench['__doc__']
