@@ -29,7 +29,7 @@ def main():
     elif name not in names:
         sys.exit(f"error: bench.py {name}: expected one of {', '.join(names)}")
     else:
-        sys.argv = [f'bench.py {name}', *sys.argv[2:]]
+        del sys.argv[0]
         runpy.run_path(os.path.join(folder, name.replace('-', '_') + '.py'), run_name='__main__')
 
 

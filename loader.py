@@ -177,9 +177,11 @@ def read_idx(path):
 class Tokens:
     """One .bin file, mapped into memory: opening costs nothing, however long it is."""
 
+    epoch = None                                      # the shuffled epoch asked for last: ((seed, number), starts)
+
     def __init__(self, path, dtype, vocab_size, block_size):
         """Raises DataError if the file is missing, damaged, or too short for one window of block_size + 1 ids."""
-        self.path, self.vocab_size, self.block_size, self.epoch = path, vocab_size, block_size, None
+        self.path, self.vocab_size, self.block_size = path, vocab_size, block_size
         if not os.path.exists(path):
             raise DataError(f'{path}: not found; prepare the dataset first: python {os.path.join(os.path.dirname(path), "prepare.py")}')
         size = os.path.getsize(path)
@@ -195,8 +197,7 @@ class Tokens:
     def of(cls, ids, vocab_size, block_size, path='text'):
         """The same for a list of ids, of any length, that is not in a file of its own; `path` is what errors call it."""
         tokens = cls.__new__(cls)
-        tokens.path, tokens.vocab_size, tokens.block_size, tokens.epoch = path, vocab_size, block_size, None
-        tokens.ids = np.asarray(ids)
+        tokens.path, tokens.vocab_size, tokens.block_size, tokens.ids = path, vocab_size, block_size, np.asarray(ids)
         return tokens
 
     def __len__(self):

@@ -325,8 +325,9 @@ class GPT(nn.Module):
             config = GPTConfig(**{**model_args, **overrides})
             if config.n_layer > max(1000, len(weights)):
                 raise ModelError(f'n_layer={config.n_layer} for {len(weights)} tensors')
-            sizes = {'wte': (config.vocab_size, config.n_embd), f'h.{config.n_layer - 1}.mlp.c_fc': (config.hidden, config.n_embd),
-                     **({'wpe': (config.block_size, config.n_embd)} if config.pos == 'learned' else {})}
+            sizes = {'wte': (config.vocab_size, config.n_embd), f'h.{config.n_layer - 1}.mlp.c_fc': (config.hidden, config.n_embd)}
+            if config.pos == 'learned':
+                sizes['wpe'] = config.block_size, config.n_embd
             for name, size in sizes.items():          # absurd sizes must not cost memory
                 found = weights.get(f'transformer.{name}.weight')
                 if found is None or found.shape != size:

@@ -71,13 +71,13 @@ def orthogonalize(matrices, dtype=torch.float32, steps=5):
     No decomposition, matmuls only: X <- a X + b (X X^T) X + c (X X^T)^2 X applies a s + b s^3 + c s^5 to all singular
     values s at once, and brings them towards 1. Newton-Schulz iteration, in `dtype`; coefficients from Jordan et al. 2024.
     """
-    a, b, c = QUINTIC
+    (a, b, c), tall = QUINTIC, matrices.size(1) > matrices.size(2)
     x = (matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp_min(1e-30)).to(dtype)   # all singular values are at most 1
-    x = x.mT if matrices.size(1) > matrices.size(2) else x                      # (n, r, c) with r <= c: the smaller products
+    x = x.mT if tall else x                                                     # (n, r, c) with r <= c: the smaller products
     for _ in range(steps):
         s = x @ x.mT                                                            # (n, r, r)
         x = torch.baddbmm(x, torch.baddbmm(s, s, s, beta=b, alpha=c), x, beta=a)  # (n, r, c)
-    return (x.mT if matrices.size(1) > matrices.size(2) else x).to(matrices.dtype)
+    return (x.mT if tall else x).to(matrices.dtype)
 
 
 class Muon(torch.optim.AdamW):

@@ -161,7 +161,7 @@ def continued(model, ids, writings, sampler, max_new_tokens, n_vocab):
     """Let the model continue ids once for each of `writings`, side by side, until all are done."""
     x = torch.tensor([ids], device=model.transformer.wte.weight.device).expand(len(writings), -1)     # (num_samples, T)
     for new in islice(model.stream(x, sampler, n_vocab), max_new_tokens):                     # (num_samples, 1)
-        logprobs = sampler.logprobs[:, 0].tolist() if sampler.logprobs is not False else [None] * len(writings)
+        logprobs = sampler.logprobs[:, 0].tolist() if sampler.logprobs is not None else [None] * len(writings)
         for writing, token, logprob in zip(writings, new[:, 0].tolist(), logprobs):
             writing.add(token, logprob)
         if all(w.done for w in writings):
@@ -226,10 +226,11 @@ def write_together(cfg, model, tokenizer, end_id):
 
 
 def read_text_to_predict(cfg, tokenizer):
+    """The ids of the text to evaluate."""
     ids = getattr(tokenizer, 'encode_ordinary', tokenizer.encode)(loader.read_text(cfg.eval))
     if len(ids) < 2:
         raise loader.DataError(f'{cfg.eval}: {len(ids)} tokens; expected at least two, one to predict the other from')
-    return cfg.eval, ids
+    return ids
 
 
 def evaluate_text(cfg, model, tokenizer, run, ids):
@@ -249,7 +250,10 @@ def main(cfg):
     if tokenizer.n_vocab > model.config.vocab_size:
         raise tokenizers.TokenizerError(f'{source}: a tokenizer of {tokenizer.n_vocab} tokens for a model of {model.config.vocab_size}; '
                                         'expected those that it was trained with, --dataset=NAME')
-    text, ids = read_text_to_predict(cfg, tokenizer) if cfg.eval else ('', []) if cfg.interactive else read_prompt(cfg, tokenizer)
+    if cfg.eval:
+        ids = read_text_to_predict(cfg, tokenizer)
+    elif not cfg.interactive:
+        prompt, ids = read_prompt(cfg, tokenizer)
     say(about)                                        # whatever can be wrong was found by now
     model.to(run.device).eval()
     if run.device.type == 'cpu':
@@ -263,7 +267,7 @@ def main(cfg):
         elif cfg.interactive:
             write_together(cfg, model, tokenizer, end_id)
         else:
-            write_samples(cfg, model, tokenizer, end_id, text, ids)
+            write_samples(cfg, model, tokenizer, end_id, prompt, ids)
 
 
 if __name__ == '__main__':

@@ -50,14 +50,14 @@ class Sampler:
 
     def __init__(self, temperature=1.0, top_k=None, top_p=1.0, min_p=0.0, repetition_penalty=1.0, seeds=(0,), logprobs=False):
         self.temperature, self.top_k, self.top_p, self.min_p = temperature, top_k, top_p, min_p
-        self.penalty, self.logprobs = repetition_penalty, logprobs
+        self.penalty, self.keep_logprobs, self.logprobs = repetition_penalty, logprobs, None
         self.generators, self.drawn = [torch.Generator().manual_seed(seed) for seed in seeds], 0
 
     def __call__(self, logits, ids):
         device, logits = logits.device, logits.cpu().double()                   # (B, V)
         weighed = logits if self.penalty == 1 else penalize(logits, ids.cpu(), self.penalty)
         new = weighed.argmax(dim=-1, keepdim=True) if self.temperature == 0 else self.draw(weighed)
-        if self.logprobs is not False:
+        if self.keep_logprobs:
             self.logprobs = logits.log_softmax(dim=-1).gather(1, new)           # (B, 1)
         return new.to(device)
 

@@ -61,10 +61,11 @@ def report(name, ours, theirs, unit, sides=('ours', 'theirs')):
           f'ratio {statistics.median(pairs)} {pairs}')
 
 
-def checkout(path, dataset='shakespeare_char', theirs=True):
-    """The absolute path of a checkout of nanoGPT, after a look that it is one and that the dataset is prepared (theirs: there, too)."""
+def checkout(path, here=(), there=()):
+    """The absolute path of a checkout of nanoGPT, after a look that it is one, and that these datasets are prepared here and there."""
     path = os.path.abspath(path)
-    for each in (os.path.join(path, 'train.py'), *(os.path.join(side, 'data', dataset, 'train.bin') for side in ([HERE, path] if theirs else [HERE]))):
+    prepared = [os.path.join(side, 'data', name, 'train.bin') for side, names in ((HERE, here), (path, there)) for name in names]
+    for each in (os.path.join(path, 'train.py'), *prepared):
         if not os.path.exists(each):
-            sys.exit(f'error: {each}: not found; expected a checkout of nanoGPT, and data/{dataset} prepared here' + ' and there' * theirs)
+            sys.exit(f'error: {each}: not found; expected a checkout of nanoGPT' + (', and this dataset prepared' if prepared else ''))
     return path

@@ -41,7 +41,7 @@ def main():
     parser.add_argument('--against', required=True, metavar='PATH', help='a checkout of nanoGPT with data/shakespeare_char prepared')
     parser.add_argument('--rounds', type=int, default=3, help='runs of each (default: %(default)s)')
     args = parser.parse_args()
-    args.against = checkout(args.against)
+    args.against = checkout(args.against, here=['shakespeare_char'], there=['shakespeare_char'])
     same_recipe(args)
 
 

@@ -45,8 +45,7 @@ def same_steps(args):
             began = time.perf_counter()
             chunk = range(first, min(first + 20, args.steps))
             for step in chunk:
-                for group in opt.param_groups:
-                    group['lr'] = optim.learning_rate_at(step, cfg.learning_rate, cfg.min_lr, cfg.warmup_iters, cfg.lr_decay_iters)
+                optim.set_step(opt, step, optim.learning_rate_at(step, cfg.learning_rate, cfg.min_lr, cfg.warmup_iters, cfg.lr_decay_iters))
                 losses[side].append(take_step(step))
             seconds[side].append((time.perf_counter() - began) / len(chunk) * 1000)
     gaps = [abs(a - b) for a, b in zip(losses['ours'], losses['theirs'])]
@@ -66,7 +65,7 @@ def main():
     parser.add_argument('--against', required=True, metavar='PATH', help='a checkout of nanoGPT with data/shakespeare_char prepared')
     parser.add_argument('--steps', type=int, default=2000, help='60 or more (default: %(default)s)')
     args = parser.parse_args()
-    args.against = checkout(args.against)
+    args.against = checkout(args.against, here=['shakespeare_char'], there=['shakespeare_char'])
     same_steps(args)
 
 

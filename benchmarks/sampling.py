@@ -127,7 +127,7 @@ def main():
     parser.add_argument('--rounds', type=int, default=3, help='default: %(default)s')
     args = parser.parse_args()
     if args.against:
-        args.against = checkout(args.against, theirs=False)
+        args.against = checkout(args.against)
     sampling(args)
 
 

@@ -86,7 +86,7 @@ def main():
     parser.add_argument('--steps', type=int, default=5, help='in each round (default: %(default)s)')
     args, rest = parser.parse_known_args()
     if args.against:
-        args.against = checkout(args.against, theirs=False) if os.path.exists('data/shakespeare_char/train.bin') else os.path.abspath(args.against)
+        args.against = checkout(args.against)
     step(args, rest)
 
 

@@ -63,7 +63,7 @@ def main():
     parser.add_argument('--rounds', type=int, default=3, help='runs of each (default: %(default)s)')
     args = parser.parse_args()
     if args.against:
-        args.against = checkout(args.against, args.dataset, theirs=False)
+        args.against = checkout(args.against, here=[args.dataset])
     time_to_loss(args)
 
 

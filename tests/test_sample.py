@@ -133,7 +133,7 @@ class Fake:
 
 
 class NoSampler:
-    logprobs = False
+    logprobs = None
 
 
 def written(lines, tokenizer=None, max_new_tokens=99, **how):
