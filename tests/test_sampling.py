@@ -121,6 +121,14 @@ def test_the_last_number_below_one_still_falls_on_something():
     assert sampler(torch.tensor([[1.0, 2.0, -5.0, -9.0]]), NO_IDS).item() == 1
 
 
+def test_the_first_number_falls_on_nothing_impossible():
+    """u = 0, and a first id that cannot be: the first that can is drawn."""
+    sampler = Sampler(top_k=2, seeds=[1])
+    sampler.uniform()
+    sampler.numbers = torch.zeros(1, Sampler.AHEAD, dtype=torch.float64)
+    assert sampler(torch.tensor([[-9.0, 2.0, 1.0, -5.0]]), NO_IDS).item() == 1
+
+
 def test_logprobs_are_the_models_own():
     sampler = Sampler(temperature=0.1, top_k=1, repetition_penalty=2.0, logprobs=True)
     new = sampler(LOGITS[None], torch.tensor([[0]]))
