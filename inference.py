@@ -4,7 +4,14 @@ once, and the CPU's kernels for a single row read them with one core, often agai
 
     SplitLinear    each core has its own part of every matrix: the same numbers, up to rounding
     Int8Linear     8 bits a weight instead of 32: a quarter of the reading, slightly different numbers
+
+Of a small model, or on a GPU, starting the many operations of a token costs more than the operations themselves:
+
+    cast_linear       autocast's conversion of the weights, once instead of for each token: the same numbers
+    compile_decoding  all operations of a token become one program
 """
+
+from itertools import chain
 
 import torch
 import torch.nn as nn
@@ -55,4 +62,54 @@ def replace_linear(model, kind):
         for name, child in module.named_children():
             if isinstance(child, nn.Linear):
                 setattr(module, name, kind(child))
+    return model
+
+
+def cast_linear(model, dtype):
+    """Hold the weights of every Linear in the dtype that autocast would convert them to. An embedding tied to one stays as it is."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            for name, p in module.named_parameters(recurse=False):
+                setattr(module, name, nn.Parameter(p.detach().to(dtype), requires_grad=False))
+    return model
+
+
+class FixedCache:
+    """
+    What a compiled step sees of a KVCache: nothing in it changes its shape as it fills. Keys and values are those of all
+    block_size places, the new token's place (1,) is a number in a tensor, and the mask hides the places behind it.
+    """
+
+    def __init__(self, layers, place):
+        self.layers, self.place = layers, place
+
+    def next(self, T):
+        return self.place
+
+    def layer(self, i):
+        def remember(k, v):                                                     # (B, G, 1, D)
+            k, v = (kept.index_copy_(2, self.place, x) for kept, x in zip(self.layers[i], (k, v)))
+            return k, v, (torch.arange(k.size(2), device=k.device) <= self.place)[None]     # (1, block_size)
+        return remember
+
+
+def compile_decoding(model):
+    """Compile the step of a single token, which on CUDA becomes one CUDA graph. Prompts are read as ever."""
+    forward, device = model.forward, next(model.parameters()).device
+
+    @torch.compile(fullgraph=True, dynamic=False, mode='reduce-overhead' if device.type == 'cuda' else 'default')
+    def step(idx, layers, place):
+        return forward(idx, cache=FixedCache(layers, place))[0]
+
+    def decode(idx, targets=None, cache=None):
+        if cache is None:
+            return forward(idx, targets)
+        if cache.length and idx.size(1) == 1:
+            return step(idx, cache.layers, torch.tensor([cache.next(1).start], device=device)), None
+        out = forward(idx, targets, cache)
+        for tensor in chain(*cache.layers):           # these stay where they are, which a CUDA graph must know
+            torch._dynamo.mark_static_address(tensor, guard=False)
+        return out
+
+    model.forward = decode
     return model

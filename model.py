@@ -186,20 +186,16 @@ class CausalSelfAttention(nn.Module):
         """(B, T, C) -> (B, T, C). `angles` turn q and k; `remember` swaps k, v for all those seen so far."""
         B, T, C = x.shape
         c = self.config
-        q, k, v = self.c_attn(x).split(self.widths, dim=2)
-        q = q.view(B, T, c.n_head, c.head_dim).transpose(1, 2)                  # (B, H, T, D)
-        k = k.view(B, T, c.kv_heads, c.head_dim).transpose(1, 2)                # (B, G, T, D)
-        v = v.view(B, T, c.kv_heads, c.head_dim).transpose(1, 2)                # (B, G, T, D)
+        heads = self.c_attn(x).view(B, T, -1, c.head_dim).transpose(1, 2)       # (B, H + 2G, T, D)
+        q, k, v = heads.split((c.n_head, c.kv_heads, c.kv_heads), dim=1)        # (B, H, T, D), (B, G, T, D) twice
         if c.qk_norm:
-            q, k = self.q_norm(q).type_as(v), self.k_norm(k).type_as(v)
+            q, k = (norm(x.type_as(norm.weight)).type_as(v) for norm, x in ((self.q_norm, q), (self.k_norm, k)))
         if angles is not None:
             q, k = rotate(q, *angles), rotate(k, *angles)
+        mask = None
         if remember is not None:
-            k, v = remember(k, v)                                               # (B, G, S, D), S >= T
-        S, mask = k.size(2), None
-        if 1 < T < S:                                 # new tokens see all old ones and the new ones before them
-            mask = torch.ones(T, S, dtype=torch.bool, device=x.device).tril(S - T)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=T == S and T > 1,
+            k, v, mask = remember(k, v)                                         # (B, G, S, D), S >= T; (T, S)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and T > 1,
                                            dropout_p=c.dropout if self.training else 0.0,
                                            enable_gqa=c.kv_heads != c.n_head)   # (B, H, T, D)
         y = y.transpose(1, 2).reshape(B, T, C)                                  # heads side by side
@@ -293,23 +289,21 @@ class GPT(nn.Module):
         With a `KVCache`, idx continues the tokens that the cache has seen.
         """
         T, c = idx.size(1), self.config
-        past = cache.length if cache else 0
-        if past + T > c.block_size:
-            raise ValueError(f'{past + T} tokens: expected at most block_size={c.block_size}')
+        at = cache.next(T) if cache else slice(T)     # the positions of idx
+        if T > c.block_size:
+            raise ValueError(f'{T} tokens: expected at most block_size={c.block_size}')
         x = self.transformer.wte(idx)                                           # (B, T, C)
         angles = None
         if c.pos == 'learned':
-            x = x + self.transformer.wpe.weight[past:past + T]                  # (T, C), for every sequence
+            x = x + self.transformer.wpe.weight[at]                  # (T, C), for every sequence
         elif c.pos == 'sinusoidal':                   # scaled as in section 3.4, else PE drowns the words
-            x = x * math.sqrt(c.n_embd) + self.pe[past:past + T]
+            x = x * math.sqrt(c.n_embd) + self.pe[at]
         else:
-            angles = self.cos[past:past + T], self.sin[past:past + T]
+            angles = self.cos[at], self.sin[at]
         x = self.transformer.drop(x)
         for i, block in enumerate(self.transformer.h):
             x = block(x, angles, cache.layer(i) if cache else None)             # (B, T, C)
         x = self.transformer.ln_f(x)
-        if cache:
-            cache.length += T
         if targets is None:
             return self.lm_head(x[:, -1:]), None                                # (B, 1, V)
         logits = self.lm_head(x)                                                # (B, T, V)
@@ -393,7 +387,7 @@ class GPT(nn.Module):
         sees at least half a context, and reads two tokens at most. To drop only the oldest would mean to read a whole context for each
         token, since what layer 2 knows of a token depends on the tokens before it, dropped ones included.
         """
-        size, cache = self.config.block_size, KVCache(self, idx.size(0))
+        size, cache = self.config.block_size, KVCache(self.config)
         unread = idx[:, -size:]                                                 # (B, T')
         while True:
             if cache.length + unread.size(1) > size:
@@ -410,17 +404,26 @@ class KVCache:
     The past never changes under a causal mask, so a new token costs one row instead of a window.
     """
 
-    def __init__(self, model, batch_size):
-        c, weight = model.config, model.transformer.wte.weight
-        shape = batch_size, c.kv_heads, c.block_size, c.head_dim
-        self.layers = [[torch.zeros(shape, dtype=weight.dtype, device=weight.device) for _ in 'kv'] for _ in range(c.n_layer)]
-        self.length = 0
+    def __init__(self, config):
+        self.size, self.layers, self.length = config.block_size, [None] * config.n_layer, 0
+
+    def next(self, T):
+        """Make place for T new tokens: their positions. Raises ValueError where there is none."""
+        self.at = slice(self.length, self.length + T)
+        if self.at.stop > self.size:
+            raise ValueError(f'{self.at.stop} tokens: expected at most block_size={self.size}')
+        self.length = self.at.stop
+        return self.at
 
     def layer(self, i):
-        """What layer i calls with the k, v (B, G, T, D) of new tokens, to get those of all: (B, G, length + T, D)."""
-        def remember(*new):
-            end = self.length + new[0].size(2)
-            for kept, x in zip(self.layers[i], new):
-                kept[:, :, self.length:end] = x
-            return [kept[:, :, :end].type_as(x) for kept, x in zip(self.layers[i], new)]
+        """What layer i calls with the k, v (B, G, T, D) of new tokens, to get those of all (B, G, length, D), and who sees whom (T, length)."""
+        def remember(k, v):
+            if self.layers[i] is None:
+                self.layers[i] = [x.new_zeros(*x.shape[:2], self.size, x.size(3)) for x in (k, v)]
+            for kept, x in zip(self.layers[i], (k, v)):
+                kept[:, :, self.at] = x
+            T, S, mask = k.size(2), self.length, None
+            if 1 < T < S:                             # new tokens see all old ones and the new ones before them
+                mask = torch.ones(T, S, dtype=torch.bool, device=k.device).tril(S - T)
+            return *(kept[:, :, :S] for kept in self.layers[i]), mask
         return remember

@@ -61,7 +61,7 @@ class SampleConfig:
     device: str = 'auto'              # auto, cpu, cuda, cuda:N, mps
     dtype: str = 'auto'               # auto, float32, bfloat16, float16
     quantize: str = ''                # int8: weights in 8 bits, on the CPU: several times faster, slightly less exact
-    compile: bool | str = False       # torch.compile: pays for very long texts on CUDA only
+    compile: bool | str = False       # compile the step of one token: takes some seconds, pays for small models, and on CUDA
 
 
 ERRORS = (ModelError, loader.DataError, checkpoint.CheckpointError, tokenizers.TokenizerError, parallel.DeviceError, interop.InteropError)
@@ -256,10 +256,12 @@ def main(cfg):
         prompt, ids = read_prompt(cfg, tokenizer)
     say(about)                                        # whatever can be wrong was found by now
     model.to(run.device).eval()
+    if run.dtype != torch.float32 and not cfg.quantize:
+        inference.cast_linear(model, run.dtype)
     if run.device.type == 'cpu':
         inference.replace_linear(model, inference.Int8Linear if cfg.quantize else inference.SplitLinear)
     if run.compile:
-        model.forward = torch.compile(model.forward)
+        inference.compile_decoding(model)
     end_id = None if cfg.ignore_end else tokenizer.end_id
     with run.autocast():
         if cfg.eval:

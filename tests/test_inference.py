@@ -1,6 +1,8 @@
-"""Matrices held otherwise: split over cores they give the same, in 8 bits nearly the same."""
+"""Matrices held otherwise: split over cores they give the same, in 8 bits nearly the same. A compiled step: the same text."""
 
 import copy
+from functools import partial
+from itertools import islice
 
 import pytest
 import torch
@@ -8,8 +10,9 @@ from conftest import settings
 
 import sample
 import train
-from inference import Int8Linear, SplitLinear, replace_linear
-from model import GPT, GPTConfig
+from inference import Int8Linear, SplitLinear, cast_linear, compile_decoding, replace_linear
+from model import GPT, GPTConfig, KVCache
+from sampling import Sampler
 
 
 @pytest.fixture
@@ -89,6 +92,89 @@ def babbled():
     meta = train.loader.read_meta('data/babble')
     ids = train.loader.Tokens('data/babble/val.bin', meta['dtype'], meta['vocab_size'], 16).ids
     return train.tokenizers.from_json(meta['tokenizer']).decode(ids[:3000].tolist())
+
+
+KINDS = {
+    'gpt2': {},
+    'vaswani': dict(pos='sinusoidal', mlp='relu'),
+    'modern': dict(pos='rotary', norm='rmsnorm', mlp='swiglu', qk_norm=True, n_kv_head=2, bias=False, tie_weights=False),
+}
+
+
+def lively(kind):
+    """Every weight random."""
+    torch.manual_seed(5)
+    model = GPT(GPTConfig(block_size=16, vocab_size=23, n_layer=2, n_head=4, n_embd=32, **KINDS[kind])).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.normal_(std=0.4).add_(0.5 if p.dim() == 1 else 0.0)
+    return model
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_cast_weights_are_those_that_autocast_makes(kind):
+    model, idx = lively(kind), torch.randint(23, (3, 12))
+    cast = cast_linear(copy.deepcopy(model), torch.bfloat16)
+    assert cast.lm_head.weight.dtype == torch.bfloat16 and cast.transformer.wte.weight.dtype == torch.float32
+    with torch.inference_mode(), torch.autocast('cpu', torch.bfloat16):
+        assert torch.equal(cast(idx)[0], model(idx)[0])
+        assert torch.equal(cast.generate(idx, 30), model.generate(idx, 30))
+    with torch.inference_mode():
+        assert not torch.equal(model(idx)[0], cast.float()(idx)[0])   # the cast does show
+
+
+@pytest.fixture
+def programs(monkeypatch):
+    """torch.compile without its compiler, which takes long: the list of programs that it was given, run as they are."""
+    found = []
+
+    def backend(program, inputs):
+        found.append(program)
+        return program.forward
+
+    real = torch.compile
+    monkeypatch.setattr(torch, 'compile', lambda mode, **flags: partial(real, backend=backend, **flags))
+    torch._dynamo.reset()
+    yield found
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_a_compiled_step_is_one_program_and_the_same_text(kind, programs):
+    model, idx = lively(kind), torch.randint(23, (2, 5), generator=torch.Generator().manual_seed(1))
+    compiled = compile_decoding(copy.deepcopy(model))
+    expected = model.generate(idx, 60, Sampler(seeds=(1, 2)))     # four times the context
+    assert len(expected[0, 5:].unique()) > 4 and not torch.equal(*expected[:, 5:])
+    assert torch.equal(compiled.generate(idx, 60, Sampler(seeds=(1, 2))), expected) and len(programs) == 1
+    # Two texts in turn: each has a cache of its own, the program is shared.
+    streams = [compiled.stream(idx[[i, j]], Sampler(seeds=(i + 1, j + 1))) for i, j in ((0, 1), (1, 0))]
+    turns = [torch.cat(texts, dim=1) for texts in zip(*islice(zip(*streams), 20))]
+    assert torch.equal(turns[0], expected[:, 5:25]) and torch.equal(turns[1], expected.flip(0)[:, 5:25]) and len(programs) == 1
+    assert torch.equal(compiled.generate(idx[1:], 9, Sampler(seeds=(2,))), expected[1:, :14]) and len(programs) == 2   # another shape
+    assert torch.equal(*(m.generate(idx[:1, :1], 9, Sampler(seeds=(1,))) for m in (model, compiled))) and len(programs) == 2   # a prompt of one token
+    torch.testing.assert_close(compiled(idx, idx)[1], model(idx, idx)[1])
+
+
+def test_a_compiled_step_knows_where_the_context_ends(programs):
+    model = compile_decoding(lively('modern'))
+    cache = KVCache(model.config)
+    with torch.no_grad():
+        model(torch.zeros(1, 15, dtype=torch.long), cache=cache)
+        model(torch.zeros(1, 1, dtype=torch.long), cache=cache)
+        with pytest.raises(ValueError, match='17 tokens: expected at most block_size=16'):
+            model(torch.zeros(1, 1, dtype=torch.long), cache=cache)
+    assert len(programs) == 1
+
+
+@pytest.mark.slow
+def test_sample_compiled_end_to_end(place, capsys):
+    train.main(settings(max_iters=30, lr_decay_iters=30))
+    texts = []
+    for compile in (False, True):
+        capsys.readouterr()
+        sample.main(sample.SampleConfig(device='cpu', num_samples=3, max_new_tokens=60, compile=compile))
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1]
 
 
 def test_quantize_is_for_the_cpu(place):

@@ -2,6 +2,7 @@
 
 import cmath
 import math
+import warnings
 from dataclasses import asdict
 
 import pytest
@@ -167,6 +168,16 @@ def test_modern_block_is_that_of_transformers(family, qk_norm):
         torch.testing.assert_close(all_logits(model, idx), other(idx).logits, atol=1e-4, rtol=1e-4)
 
 
+def test_autocast_normalises_queries_in_full_precision():
+    model, idx = shaken('modern').float(), some_ids(2, 9)
+    seen = []
+    model.transformer.h[0].attn.q_norm.register_forward_hook(lambda module, args, out: seen.append(args[0].dtype))
+    with warnings.catch_warnings(), torch.autocast('cpu', torch.bfloat16):
+        warnings.simplefilter('error')                # torch warns of a slow path where weights and input differ
+        model(idx, idx)[1].backward()
+    assert seen == [torch.float32]
+
+
 @every_kind
 def test_no_token_sees_what_comes_after_it(kind):
     model, idx = shaken(kind), some_ids(1, 10)
@@ -260,7 +271,7 @@ def test_crop_block_size(pos):
     before = all_logits(model, idx[:, :8])
     model.crop_block_size(8)
     torch.testing.assert_close(all_logits(model, idx[:, :8]), before)
-    assert model.config.block_size == KVCache(model, 1).layers[0][0].size(2) == 8
+    assert model.config.block_size == KVCache(model.config).size == 8
     if pos == 'learned':
         assert model.state_dict()['transformer.wpe.weight'].shape == (8, 16) and model.transformer.wpe.weight.requires_grad
     with pytest.raises(ValueError, match='block_size=8'):
@@ -331,7 +342,7 @@ def test_greedy_with_cache_is_greedy_without(kind):
 @every_kind
 def test_a_prompt_in_chunks_is_the_prompt_at_once(kind):
     model, idx = shaken(kind), some_ids(3, 16)
-    cache = KVCache(model, 3)
+    cache = KVCache(model.config)
     chunks = [model(part, part, cache=cache)[0] for part in idx.split([1, 2, 1, 5, 7], dim=1)]
     torch.testing.assert_close(torch.cat(chunks, dim=1), all_logits(model, idx), atol=1e-5, rtol=1e-5)
     with pytest.raises(ValueError, match='17 tokens'):
