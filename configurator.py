@@ -74,10 +74,12 @@ def load(cls, argv, script=None):
     argv = list(argv)
     while argv:
         arg = argv.pop(0)
-        if arg.startswith('--') and hints.get(arg[2:]) is bool and (argv[:1] or ['--'])[0].lower() not in ('true', 'false', '1', '0'):
-            arg = f'{arg}=True'                       # --flag
-        elif arg.startswith('--') and arg[2:] in fields and argv and not argv[0].startswith('--'):
-            arg = f'{arg}={argv.pop(0)}'              # --key value
+        if arg.startswith('--') and arg[2:] in fields:
+            hint, after = hints[arg[2:]], argv[0] if argv else '--'
+            if hint is bool and after.lower() not in ('true', 'false', '1', '0') or bool in _kinds(hint) and after.startswith('--'):
+                arg = f'{arg}=True'                   # --flag
+            elif not after.startswith('--'):
+                arg = f'{arg}={argv.pop(0)}'          # --key value
         if not arg.startswith('-'):
             namespace.update(values)
             _execute(arg, namespace)

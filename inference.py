@@ -97,7 +97,9 @@ def compile_decoding(model):
     """Compile the step of a single token, which on CUDA becomes one CUDA graph. Prompts are read as ever."""
     forward, device = model.forward, next(model.parameters()).device
 
-    @torch.compile(fullgraph=True, dynamic=False, mode='reduce-overhead' if device.type == 'cuda' else 'default')
+    options = {'triton.cudagraphs': True} if device.type == 'cuda' else {'cpp_wrapper': True}     # both: no Python between two operations
+
+    @torch.compile(fullgraph=True, dynamic=False, options=options)
     def step(idx, layers, place):
         return forward(idx, cache=FixedCache(layers, place))[0]
 

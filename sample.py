@@ -61,7 +61,7 @@ class SampleConfig:
     device: str = 'auto'              # auto, cpu, cuda, cuda:N, mps
     dtype: str = 'auto'               # auto, float32, bfloat16, float16
     quantize: str = ''                # int8: weights in 8 bits, on the CPU: several times faster, slightly less exact
-    compile: bool | str = False       # compile the step of one token: takes some seconds, pays for small models, and on CUDA
+    compile: bool | str = False       # compile the step of one token: takes half a minute, pays for a lot of text and a small model, or on CUDA
 
 
 ERRORS = (ModelError, loader.DataError, checkpoint.CheckpointError, tokenizers.TokenizerError, parallel.DeviceError, interop.InteropError)

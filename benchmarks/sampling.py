@@ -1,10 +1,11 @@
 """
 Tokens per second of sampling, in one process, ours and nanoGPT's `generate` in turn, random weights, temperature 0.8, top_k 200:
 ten samples of a small model, one stream of 10.65M and of 124M weights (also in 8 bits), the same at 25 to 100% of a long context;
-then seconds from the start of sample.py to its first token.
+then seconds from the start of sample.py to its first token. "compiled" is --compile=True, after the compilation. On CUDA in bfloat16.
 """
 
 import argparse
+import copy
 import os
 import statistics
 import subprocess
@@ -17,6 +18,7 @@ import torch
 
 import checkpoint
 import inference
+import parallel
 from benchmarks.paired import checkout, program, report
 from model import GPT, GPTConfig
 from sampling import Sampler
@@ -28,11 +30,16 @@ SIZES = {
 }
 
 
+def start(model, n_samples):
+    """What every text begins with: token 0."""
+    return torch.zeros(n_samples, 1, dtype=torch.long, device=model.transformer.wte.weight.device)
+
+
 def ours(model, n_samples, n_tokens):
     """Seconds for n_samples side by side."""
     sampler = Sampler(temperature=0.8, top_k=200, seeds=range(n_samples))
     began = time.perf_counter()
-    for _ in islice(model.stream(torch.zeros(n_samples, 1, dtype=torch.long), sampler), n_tokens):
+    for _ in islice(model.stream(start(model, n_samples), sampler), n_tokens):
         pass
     return time.perf_counter() - began
 
@@ -42,7 +49,7 @@ def theirs(model, n_samples, n_tokens):
     began = time.perf_counter()
     with torch.no_grad():
         for _ in range(n_samples):
-            model.generate(torch.zeros(1, 1, dtype=torch.long), n_tokens, temperature=0.8, top_k=200)
+            model.generate(start(model, 1), n_tokens, temperature=0.8, top_k=200)[0].tolist()
     return time.perf_counter() - began
 
 
@@ -56,37 +63,40 @@ def read_bandwidth():
     return numbers.nbytes / min(times) / 1e9
 
 
-def sampling(args):
+def sampling(args, run):
     nanogpt = program('their_model', os.path.join(args.against, 'model.py')) if args.against else None
+    on_cpu = run.device.type == 'cpu'
     for name, (shape, n_samples, n_tokens) in SIZES.items():
         torch.manual_seed(0)
-        model = GPT(GPTConfig(**shape, bias=False)).eval()
-        sides = {'ours': (ours, model)}
-        if '124M' in name:
-            small = GPT(GPTConfig(**shape, bias=False)).eval()
-            small.load_state_dict(model.state_dict())
-            inference.replace_linear(small, inference.Int8Linear)
-            sides['int8'] = ours, small
+        model = GPT(GPTConfig(**shape, bias=False)).to(run.device).eval()
+        held = 4 * model.num_params() / 1e9           # GB in float32
+        sides = {}
         if nanogpt:
-            peer = nanogpt.GPT(nanogpt.GPTConfig(**shape, bias=False, dropout=0.0)).eval()
+            peer = nanogpt.GPT(nanogpt.GPTConfig(**shape, bias=False, dropout=0.0)).to(run.device).eval()
             peer.load_state_dict(model.state_dict())
             sides['theirs'] = theirs, peer
-        held = 4 * model.num_params() / 1e9           # GB in float32
-        inference.replace_linear(model, inference.SplitLinear)
+        if '124M' in name and on_cpu:
+            sides['int8'] = ours, inference.replace_linear(copy.deepcopy(model), inference.Int8Linear)
+        inference.replace_linear(model, inference.SplitLinear) if on_cpu else inference.cast_linear(model, run.dtype)
+        sides['ours'] = ours, model
+        if n_samples > 1 or not on_cpu:
+            sides['compiled'] = ours, inference.compile_decoding(copy.deepcopy(model))
         speeds = {side: [] for side in sides}
-        for n in range(args.rounds + 1):
-            for side, (generate, which) in sides.items():
-                seconds = generate(which, n_samples, n_tokens)
-                if n:                                 # the first round warms up
-                    speeds[side].append(n_samples * n_tokens / seconds)
+        with run.autocast():
+            for n in range(args.rounds + 1):
+                for side, (generate, which) in sides.items():
+                    seconds = generate(which, n_samples, n_tokens)
+                    if n:                             # the first round warms up, and compiles
+                        speeds[side].append(n_samples * n_tokens / seconds)
         for side in (s for s in sides if s != 'theirs'):
             report(f'{name}, {side}', speeds.get('theirs', speeds['ours']), speeds[side], 'tokens/s', sides=('nanoGPT' if nanogpt else 'ours', 'ours'))
-        if '124M' in name:
+        if 'int8' in sides:
             bandwidth = read_bandwidth()
             print(f"memory: {bandwidth:.1f} GB/s, of which {held:.2f} GB of weights a token take {statistics.median(speeds['ours']) * held / bandwidth:.0%}")
-            for side, each in (('fp32', model), ('int8', small)):
-                print(f'{side}, tokens/s at 25, 50, 75, 100% of a context of 1024:', [round(s, 1) for s in along_the_context(each)])
-    first_token(args)
+            for side in ('ours', 'int8'):
+                print(f'{side}, tokens/s at 25, 50, 75, 100% of a context of 1024:', [round(s, 1) for s in along_the_context(sides[side][1])])
+    if on_cpu:
+        first_token(args)
 
 
 def along_the_context(model, n=16):
@@ -94,7 +104,7 @@ def along_the_context(model, n=16):
     size, speeds = model.config.block_size, []
     with torch.inference_mode():
         for end in (size // 4, size // 2, 3 * size // 4, size):
-            stream = model.stream(torch.zeros(1, end - n - 1, dtype=torch.long), Sampler(0.8, 200, seeds=[0]))
+            stream = model.stream(start(model, 1).expand(1, end - n - 1), Sampler(0.8, 200, seeds=[0]))
             next(stream)                              # reads the prompt
             began = time.perf_counter()
             for _ in range(n):
@@ -124,11 +134,12 @@ def first_token(args):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--against', metavar='PATH', help='a checkout of nanoGPT')
+    parser.add_argument('--device', default='cpu', help='default: %(default)s')
     parser.add_argument('--rounds', type=int, default=3, help='default: %(default)s')
     args = parser.parse_args()
     if args.against:
         args.against = checkout(args.against)
-    sampling(args)
+    sampling(args, parallel.start(args.device, compile=False))
 
 
 if __name__ == '__main__':

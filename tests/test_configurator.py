@@ -369,6 +369,8 @@ def test_a_flag_needs_no_value():
     assert cfg.json is cfg.logprobs is True and cfg.interactive is False and cfg.seed == 3
     cfg = load('--eval_only', 'c.py', '--decay_lr', '0')
     assert cfg.eval_only is True and cfg.dropout == 0.5 and cfg.decay_lr is False
+    for argv, expected in (['--compile'], True), (['--compile', '--seed=3'], True), (['--compile', 'auto'], 'auto'), (['--compile', 'False'], False):
+        assert load(*argv).compile == load(*argv, cls=SampleConfig).compile == expected     # a flag, or one of several words
 
 
 def test_a_reader_who_has_enough_is_no_error():

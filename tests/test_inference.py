@@ -133,7 +133,7 @@ def programs(monkeypatch):
         return program.forward
 
     real = torch.compile
-    monkeypatch.setattr(torch, 'compile', lambda mode, **flags: partial(real, backend=backend, **flags))
+    monkeypatch.setattr(torch, 'compile', lambda options, **flags: partial(real, backend=backend, **flags))
     torch._dynamo.reset()
     yield found
     torch._dynamo.reset()
@@ -175,6 +175,18 @@ def test_sample_compiled_end_to_end(place, capsys):
         sample.main(sample.SampleConfig(device='cpu', num_samples=3, max_new_tokens=60, compile=compile))
         texts.append(capsys.readouterr().out)
     assert texts[0] == texts[1]
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs an NVIDIA GPU')
+def test_on_cuda_the_compiled_step_is_a_cuda_graph_and_the_same_text():
+    model, idx = lively('modern').cuda(), torch.randint(23, (3, 5)).cuda()
+    expected = model.generate(idx, 60, Sampler(seeds=range(3)))
+    skips = torch._dynamo.utils.counters['inductor']['cudagraph_skips']
+    compile_decoding(model)
+    for _ in range(3):                                # each with a cache of its own
+        assert torch.equal(model.generate(idx, 60, Sampler(seeds=range(3))), expected)
+    assert torch._dynamo.utils.counters['inductor']['cudagraph_skips'] == skips
 
 
 def test_quantize_is_for_the_cpu(place):
