@@ -6,6 +6,7 @@ Measure, side by side with what there is to beat: `python bench.py NAME ...` run
     python bench.py same-steps --against PATH_TO_NANOGPT      its steps, on the same weights and batches
     python bench.py step --config X --against PATH_TO_NANOGPT tokens/s and MFU of a training step, and of nanoGPT's at the same size
     python bench.py sampling --against PATH_TO_NANOGPT        tokens/s of sampling, and seconds to the first token
+    python bench.py llama-cpp                                 the same, ours and llama.cpp's, in 32 and in 8 bits a weight
     python bench.py mnist                                     the digit network against the book's algorithm in numpy
     python bench.py checkpoint                                what saving GPT-2 124M costs
 

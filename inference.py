@@ -26,13 +26,14 @@ class SplitLinear(nn.Module):
         parts = torch.get_num_threads() if n_out % torch.get_num_threads() == 0 else 1
         weight = linear.weight.detach().view(parts, n_out // parts, n_in).mT    # (P, in, out/P)
         self.weight = weight.contiguous() if n_out >= n_in else weight          # the longer side lies along the memory
-        self.bias = linear.bias
+        bias = weight.new_zeros(n_out) if linear.bias is None else linear.bias.detach()
+        self.bias = bias.view(parts, 1, -1)                                     # (P, 1, out/P)
+        self.beta = 0 if linear.bias is None else 1
 
     def forward(self, x):                                                       # (..., in)
-        rows = x.flatten(0, -2)                                                 # (n, in)
-        y = torch.bmm(rows.expand(len(self.weight), -1, -1), self.weight)       # (P, n, out/P)
-        y = y.transpose(0, 1).reshape(*x.shape[:-1], -1)                        # (..., out)
-        return y if self.bias is None else y + self.bias
+        rows = x.flatten(0, -2).expand(len(self.weight), -1, -1)                # (P, n, in)
+        y = torch.baddbmm(self.bias, rows, self.weight, beta=self.beta)         # (P, n, out/P); torch.compile would undo a bmm of one row
+        return y.transpose(0, 1).reshape(*x.shape[:-1], -1)                     # (..., out)
 
 
 class Int8Linear(nn.Module):

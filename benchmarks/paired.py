@@ -58,7 +58,7 @@ def report(name, ours, theirs, unit, sides=('ours', 'theirs')):
     a, b = statistics.median(ours), statistics.median(theirs)
     pairs = [round(y / x, 3) for x, y in zip(ours, theirs)]
     print(f'{name}: {sides[0]} {a:.4g} {unit} {[round(x, 4) for x in ours]}, {sides[1]} {b:.4g} {unit} {[round(x, 4) for x in theirs]}, '
-          f'ratio {statistics.median(pairs)} {pairs}')
+          f'ratio {statistics.median(pairs):.3f} {pairs}')
 
 
 def checkout(path, here=(), there=()):

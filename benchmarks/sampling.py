@@ -1,6 +1,6 @@
 """
 Tokens per second of sampling, in one process, ours and nanoGPT's `generate` in turn, random weights, temperature 0.8, top_k 200:
-ten samples of a small model, one stream of 10.65M and of 124M weights (also in 8 bits), the same at 25 to 100% of a long context;
+ten samples of a small model, one stream of 10.65M and of 124M weights, plain, in 8 bits and compiled; the same at 25 to 100% of a context;
 then seconds from the start of sample.py to its first token. "compiled" is --compile=True, after the compilation. On CUDA in bfloat16.
 """
 
@@ -75,12 +75,14 @@ def sampling(args, run):
             peer = nanogpt.GPT(nanogpt.GPTConfig(**shape, bias=False, dropout=0.0)).to(run.device).eval()
             peer.load_state_dict(model.state_dict())
             sides['theirs'] = theirs, peer
-        if '124M' in name and on_cpu:
-            sides['int8'] = ours, inference.replace_linear(copy.deepcopy(model), inference.Int8Linear)
+        small = copy.deepcopy(model)
         inference.replace_linear(model, inference.SplitLinear) if on_cpu else inference.cast_linear(model, run.dtype)
         sides['ours'] = ours, model
-        if n_samples > 1 or not on_cpu:
-            sides['compiled'] = ours, inference.compile_decoding(copy.deepcopy(model))
+        sides['compiled'] = ours, inference.compile_decoding(copy.deepcopy(model))
+        if on_cpu:
+            inference.replace_linear(small, inference.Int8Linear)
+            sides['int8'] = ours, small
+            sides['int8, compiled'] = ours, inference.compile_decoding(copy.deepcopy(small))
         speeds = {side: [] for side in sides}
         with run.autocast():
             for n in range(args.rounds + 1):
@@ -88,9 +90,10 @@ def sampling(args, run):
                     seconds = generate(which, n_samples, n_tokens)
                     if n:                             # the first round warms up, and compiles
                         speeds[side].append(n_samples * n_tokens / seconds)
-        for side in (s for s in sides if s != 'theirs'):
-            report(f'{name}, {side}', speeds.get('theirs', speeds['ours']), speeds[side], 'tokens/s', sides=('nanoGPT' if nanogpt else 'ours', 'ours'))
-        if 'int8' in sides:
+        base = 'theirs' if nanogpt else 'ours'
+        for side in (s for s in sides if s != base):
+            report(name, speeds[base], speeds[side], 'tokens/s', sides=('nanoGPT' if nanogpt else 'ours', side))
+        if on_cpu and '124M' in name:
             bandwidth = read_bandwidth()
             print(f"memory: {bandwidth:.1f} GB/s, of which {held:.2f} GB of weights a token take {statistics.median(speeds['ours']) * held / bandwidth:.0%}")
             for side in ('ours', 'int8'):

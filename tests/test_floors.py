@@ -9,7 +9,7 @@ from conftest import REPO
 MODULES = {'model', 'configurator', 'tokenizer', 'loader', 'optim', 'checkpoint', 'parallel', 'interop', 'evaluation', 'sampling', 'inference'}
 SCRIPTS = {p.stem for p in REPO.glob('*.py')} - MODULES
 CORE = {'torch', 'numpy', 'tiktoken', 'tqdm'}
-OPTIONAL = {'PIL', 'safetensors', 'huggingface_hub', 'wandb', 'datasets'}
+OPTIONAL = {'PIL', 'safetensors', 'huggingface_hub', 'wandb', 'datasets', 'gguf', 'xllamacpp'}
 
 
 def imports(path):

@@ -10,6 +10,7 @@ from conftest import settings
 
 import sample
 import train
+from benchmarks import llama_cpp
 from inference import Int8Linear, SplitLinear, cast_linear, compile_decoding, replace_linear
 from model import GPT, GPTConfig, KVCache
 from sampling import Sampler
@@ -175,6 +176,25 @@ def test_sample_compiled_end_to_end(place, capsys):
         sample.main(sample.SampleConfig(device='cpu', num_samples=3, max_new_tokens=60, compile=compile))
         texts.append(capsys.readouterr().out)
     assert texts[0] == texts[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('bits, kind', [(32, SplitLinear), (8, Int8Linear)])
+def test_greedy_texts_are_those_of_llama_cpp(bits, kind, tmp_path):
+    for name in ('gguf', 'xllamacpp'):
+        pytest.importorskip(name, reason=f'the outsider to compare with: pip install {name}')
+    torch.manual_seed(2)
+    model = GPT(GPTConfig(block_size=64, vocab_size=80, n_layer=2, n_head=2, n_embd=64, mlp='gelu_tanh')).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p), alpha=0.1)
+    llama_cpp.write(model, str(tmp_path / 'model.gguf'), bits)
+    other, prompt = llama_cpp.LlamaCpp(str(tmp_path / 'model.gguf'), 64), [3, 1, 4, 1, 5]
+    expected = other.generate(prompt, 40)[1]
+    other.process.terminate()
+    found = replace_linear(model, kind).generate(torch.tensor([prompt]), 40)[0, 5:].tolist()
+    alike = next((i for i, (a, b) in enumerate(zip(found, expected)) if a != b), 40)
+    assert len(set(expected)) > 4 and alike >= (40 if bits == 32 else 3), alike      # two ways to round to 8 bits soon differ
 
 
 @pytest.mark.cuda
