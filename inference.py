@@ -25,7 +25,7 @@ class SplitLinear(nn.Module):
         n_out, n_in = linear.weight.shape
         parts = torch.get_num_threads() if n_out % torch.get_num_threads() == 0 else 1
         weight = linear.weight.detach().view(parts, n_out // parts, n_in).mT    # (P, in, out/P)
-        self.weight = weight.contiguous() if n_out >= n_in else weight          # the longer side lies along the memory
+        self.weight = weight.contiguous() if n_out > n_in else weight           # the longer side lies along the memory
         bias = weight.new_zeros(n_out) if linear.bias is None else linear.bias.detach()
         self.bias = bias.view(parts, 1, -1)                                     # (P, 1, out/P)
         self.beta = 0 if linear.bias is None else 1
@@ -58,11 +58,16 @@ class Int8Linear(nn.Module):
 
 
 def replace_linear(model, kind):
-    """Put a `kind` made of it, SplitLinear or Int8Linear, in place of every Linear of a model on the CPU."""
+    """
+    Put a `kind` made of it, SplitLinear or Int8Linear, in place of every Linear of a model on the CPU, which from now on only predicts.
+    Dropout does nothing then, but a call of it takes as long as adding up the residual stream: it goes.
+    """
     for module in list(model.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.Linear):
                 setattr(module, name, kind(child))
+            elif isinstance(child, nn.Dropout):
+                setattr(module, name, nn.Identity())
     return model
 
 
