@@ -60,7 +60,7 @@ class Int8Linear(nn.Module):
 def replace_linear(model, kind):
     """
     Put a `kind` made of it, SplitLinear or Int8Linear, in place of every Linear of a model on the CPU, which from now on only predicts.
-    Dropout does nothing then, but a call of it takes as long as adding up the residual stream: it goes.
+    Dropout does nothing then, but a call of it takes longer than an addition to the residual stream: it goes.
     """
     for module in list(model.modules()):
         for name, child in module.named_children():
