@@ -295,7 +295,7 @@ class GPT(nn.Module):
         x = self.transformer.wte(idx)                                           # (B, T, C)
         angles = None
         if c.pos == 'learned':
-            x = x + self.transformer.wpe.weight[at]                  # (T, C), for every sequence
+            x = x + self.transformer.wpe.weight[at]                             # (T, C), for every sequence
         elif c.pos == 'sinusoidal':                   # scaled as in section 3.4, else PE drowns the words
             x = x * math.sqrt(c.n_embd) + self.pe[at]
         else:

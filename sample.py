@@ -242,7 +242,7 @@ def evaluate_text(cfg, model, tokenizer, run, ids):
 
 def main(cfg):
     check(cfg)
-    run = parallel.start(cfg.device, cfg.dtype, compile=False)    # as True it would ask for what only training needs on a CPU: a slower, exact sum of gradients
+    run = parallel.start(cfg.device, cfg.dtype, compile=False)    # its compile is that of training, which wants sums of gradients in a fixed order
     if cfg.quantize and run.device.type != 'cpu':
         raise configurator.ConfigError(f'quantize={cfg.quantize} is for the CPU, the device is {run.device}; use --device=cpu, or --quantize=')
     source, about, model, data = load_model(cfg)
