@@ -171,12 +171,14 @@ def test_a_compiled_step_knows_where_the_context_ends(programs):
 def test_sample_compiled_end_to_end(place, capsys):
     train.main(settings(max_iters=30, lr_decay_iters=30))
     torch.use_deterministic_algorithms(False)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     texts = []
     for compile in (False, True):
         capsys.readouterr()
         sample.main(sample.SampleConfig(device='cpu', num_samples=3, max_new_tokens=60, compile=compile))
         texts.append(capsys.readouterr().out)
-    assert texts[0] == texts[1]
+    assert texts[0] == texts[1] and torch._dynamo.utils.counters['stats']['unique_graphs'] == 1
     assert not torch.are_deterministic_algorithms_enabled()      # with them a compiled step copies the whole cache
 
 
