@@ -6,7 +6,7 @@ Measure, side by side with what there is to beat: `python bench.py NAME ...` run
     python bench.py same-steps --against PATH_TO_NANOGPT      its steps, on the same weights and batches
     python bench.py step --config X --against PATH_TO_NANOGPT tokens/s and MFU of a training step, and of nanoGPT's at the same size
     python bench.py sampling --against PATH_TO_NANOGPT        tokens/s of sampling, and seconds to the first token
-    python bench.py llama-cpp                                 the same, ours and llama.cpp's, in 32 and in 8 bits a weight
+    python bench.py llama-cpp                                 tokens/s of one stream, ours and llama.cpp's, in 32 and in 8 bits a weight
     python bench.py mnist                                     the digit network against the book's algorithm in numpy
     python bench.py checkpoint                                what saving GPT-2 124M costs
 
@@ -17,6 +17,9 @@ and the median of the ratios of the pairs.
 import os
 import runpy
 import sys
+
+import configurator
+import parallel
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 
@@ -31,7 +34,10 @@ def main():
         sys.exit(f"error: bench.py {name}: expected one of {', '.join(names)}")
     else:
         del sys.argv[0]
-        runpy.run_path(os.path.join(folder, name.replace('-', '_') + '.py'), run_name='__main__')
+        try:
+            runpy.run_path(os.path.join(folder, name.replace('-', '_') + '.py'), run_name='__main__')
+        except (configurator.ConfigError, parallel.DeviceError) as e:
+            sys.exit(f'error: {e}')
 
 
 if __name__ == '__main__':

@@ -9,6 +9,8 @@ Of a small model, or on a GPU, starting the many operations of a token costs mor
 
     cast_linear       autocast's conversion of the weights, once instead of for each token: the same numbers
     compile_decoding  all operations of a token become one program
+
+`prepare` does what helps on the model's device.
 """
 
 from itertools import chain
@@ -102,7 +104,6 @@ class FixedCache:
 def compile_decoding(model):
     """Compile the step of a single token, which on CUDA becomes one CUDA graph. Prompts are read as ever."""
     forward, device = model.forward, next(model.parameters()).device
-
     options = {'triton.cudagraphs': True} if device.type == 'cuda' else {'cpp_wrapper': True}     # both: no Python between two operations
 
     @torch.compile(fullgraph=True, dynamic=False, options=options)
@@ -121,3 +122,12 @@ def compile_decoding(model):
 
     model.forward = decode
     return model
+
+
+def prepare(model, dtype, int8=False, compile=False):
+    """A model that is on its device, to predict there under autocast to `dtype`, in 8 bits (on a CPU) and compiled if one asks for it."""
+    if dtype != torch.float32 and not int8:
+        cast_linear(model, dtype)
+    if next(model.parameters()).device.type == 'cpu':
+        replace_linear(model, Int8Linear if int8 else SplitLinear)
+    return compile_decoding(model) if compile else model

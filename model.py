@@ -183,7 +183,7 @@ class CausalSelfAttention(nn.Module):
             self.k_norm = nn.RMSNorm(config.head_dim, eps=1e-6)
 
     def forward(self, x, angles=None, remember=None):
-        """(B, T, C) -> (B, T, C). `angles` turn q and k; `remember` swaps k, v for all those seen so far."""
+        """(B, T, C) -> (B, T, C). `angles` turn q and k; `remember` swaps k, v for all seen so far, with a mask."""
         B, T, C = x.shape
         c = self.config
         heads = self.c_attn(x).view(B, T, -1, c.head_dim).transpose(1, 2)       # (B, H + 2G, T, D)

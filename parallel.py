@@ -121,11 +121,10 @@ class Run:
             dist.destroy_process_group()
 
 
-def start(device='auto', dtype='auto', compile='auto', backend='auto', deterministic=False):
+def start(device='auto', dtype='auto', compile='auto', backend='auto'):
     """
     Join the process group, if torchrun started us, and choose what is 'auto': cuda, else mps, else cpu;
-    bfloat16 where a GPU has it; compile on CUDA. deterministic: the same bits in every run on CUDA, too, at some cost (the CPU
-    always is). Raises DeviceError for what this machine cannot do.
+    bfloat16 where a GPU has it; compile on CUDA. Raises DeviceError for what this machine cannot do.
     """
     rank, world = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
     if device == 'auto':
@@ -141,6 +140,8 @@ def start(device='auto', dtype='auto', compile='auto', backend='auto', determini
         raise DeviceError('device=mps: this machine has none; use --device=auto')
     elif chosen.type not in ('cpu', 'mps'):
         raise DeviceError(f'device={device}: expected auto, cpu, mps, cuda or cuda:N')
+    if compile is True and chosen.type == 'cpu':
+        _find_compiler()
     note = ''
     if dtype == 'auto':
         bf16 = chosen.type == 'cuda' and torch.cuda.is_bf16_supported()
@@ -162,11 +163,24 @@ def start(device='auto', dtype='auto', compile='auto', backend='auto', determini
         torch.set_float32_matmul_precision('high')    # TF32 where float32 is left
     if compile == 'auto':                             # Triton, which it needs, is not on every Windows
         compile = chosen.type == 'cuda' and importlib.util.find_spec('triton') is not None
-    if deterministic or chosen.type == 'cpu' and compile:    # else compiled threads add up an embedding's gradient in any order
-        os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')             # cuBLAS: read when its first matmul is made
-        torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False
     return Run(chosen, DTYPES[dtype], compile, rank, world, note)
+
+
+def be_deterministic():
+    """From now on the same computation gives the same bits, also where PyTorch has a faster way that does not promise it."""
+    os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')                 # cuBLAS: read when its first matmul is made
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False
+
+
+def _find_compiler():
+    """On the CPU torch.compile writes C++."""
+    from torch._inductor import cpp_builder, exc
+    try:
+        cpp_builder.get_cpp_compiler()
+    except exc.InvalidCxxCompiler as e:
+        raise DeviceError('compile=True: torch.compile needs a C++ compiler and found none; install g++ or clang, or name it in the '
+                          'environment variable CXX, or leave out compile') from e
 
 
 def keep_memory():

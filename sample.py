@@ -242,7 +242,7 @@ def evaluate_text(cfg, model, tokenizer, run, ids):
 
 def main(cfg):
     check(cfg)
-    run = parallel.start(cfg.device, cfg.dtype, compile=False)    # its compile is that of training, which wants sums of gradients in a fixed order
+    run = parallel.start(cfg.device, cfg.dtype, cfg.compile)
     if cfg.quantize and run.device.type != 'cpu':
         raise configurator.ConfigError(f'quantize={cfg.quantize} is for the CPU, the device is {run.device}; use --device=cpu, or --quantize=')
     source, about, model, data = load_model(cfg)
@@ -255,13 +255,7 @@ def main(cfg):
     elif not cfg.interactive:
         prompt, ids = read_prompt(cfg, tokenizer)
     say(about)                                        # whatever can be wrong was found by now
-    model.to(run.device).eval()
-    if run.dtype != torch.float32 and not cfg.quantize:
-        inference.cast_linear(model, run.dtype)
-    if run.device.type == 'cpu':
-        inference.replace_linear(model, inference.Int8Linear if cfg.quantize else inference.SplitLinear)
-    if cfg.compile is True or cfg.compile == 'auto' and run.device.type == 'cuda':
-        inference.compile_decoding(model)
+    inference.prepare(model.to(run.device).eval(), run.dtype, bool(cfg.quantize), run.compile)
     end_id = None if cfg.ignore_end else tokenizer.end_id
     with run.autocast():
         if cfg.eval:

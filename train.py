@@ -215,7 +215,9 @@ def train_step(model, optimizer, scaler, tokens, step, cfg, run):
 
 def main(cfg):
     check(cfg)
-    run = parallel.start(cfg.device, cfg.dtype, cfg.compile, cfg.backend, cfg.deterministic)
+    run = parallel.start(cfg.device, cfg.dtype, cfg.compile, cfg.backend)
+    if cfg.deterministic or run.compile and run.device.type == 'cpu':   # else compiled threads add up an embedding's gradient in any order
+        parallel.be_deterministic()
     try:
         with parallel.Interrupt() as interrupt:
             train(cfg, run, interrupt)

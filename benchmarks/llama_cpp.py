@@ -10,6 +10,7 @@ import importlib.util
 import json
 import multiprocessing
 import os
+import queue
 import sys
 import tempfile
 import threading
@@ -20,13 +21,9 @@ import torch
 
 import inference
 import parallel
-from benchmarks.paired import report
+from benchmarks.paired import SHAPES, report
 from model import GPT, GPTConfig
 
-SHAPES = {
-    '124M': dict(n_layer=12, n_head=12, n_embd=768, block_size=1024, vocab_size=50304),
-    '10.65M': dict(n_layer=6, n_head=6, n_embd=384, block_size=256, vocab_size=65),
-}
 NAMES = {
     'transformer.wte': 'token_embd', 'transformer.wpe': 'position_embd', 'transformer.ln_f': 'output_norm', 'transformer.h.': 'blk.', 'ln_1': 'attn_norm',
     'attn.c_attn': 'attn_qkv', 'attn.c_proj': 'attn_output', 'ln_2': 'ffn_norm', 'mlp.c_fc': 'ffn_up', 'mlp.c_proj': 'ffn_down',
@@ -83,7 +80,11 @@ class LlamaCpp:
         address = spawn.Queue()
         self.process = spawn.Process(target=serve, args=(path, n_ctx, torch.get_num_threads(), address), daemon=True)
         self.process.start()
-        self.url = address.get(timeout=300) + '/completion'
+        try:
+            self.url = address.get(timeout=60) + '/completion'
+        except queue.Empty:
+            self.process.terminate()
+            sys.exit(f'error: {path}: llama.cpp did not start within a minute; what it said stands above')
 
     def generate(self, prompt, n):
         """(seconds, ids): n greedy tokens behind the ids of the prompt."""
@@ -113,11 +114,11 @@ def main():
     for size, shape in SHAPES.items():
         torch.manual_seed(0)
         model = GPT(GPTConfig(**shape, mlp='gelu_tanh')).eval()
-        for bits, kind in ((32, inference.SplitLinear), (8, inference.Int8Linear)):
+        for bits in (32, 8):
             with tempfile.TemporaryDirectory() as tmp:
                 path = os.path.join(tmp, 'model.gguf')
                 write(model, path, bits)
-                theirs, here = LlamaCpp(path, shape['block_size']), inference.replace_linear(copy.deepcopy(model), kind)
+                theirs, here = LlamaCpp(path, shape['block_size']), inference.prepare(copy.deepcopy(model), torch.float32, bits == 8)
                 prompt, speeds = [1, 2, 3], ([], [])
                 for n in range(args.rounds + 1):
                     texts = []

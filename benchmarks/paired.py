@@ -16,6 +16,10 @@ from model import GPT
 # nanoGPT's README, "I only have a macbook": 4 layers, 128 wide, context 64, 2000 iterations on the CPU.
 CPU_RECIPE = ('config/train_shakespeare_char.py --device=cpu --compile=False --eval_iters=20 --log_interval=1 --block_size=64 '
               '--batch_size=12 --n_layer=4 --n_head=4 --n_embd=128 --max_iters=2000 --lr_decay_iters=2000 --dropout=0.0').split()
+SHAPES = {
+    '10.65M': dict(n_layer=6, n_head=6, n_embd=384, block_size=256, vocab_size=65),
+    'GPT-2 124M': dict(n_layer=12, n_head=12, n_embd=768, block_size=1024, vocab_size=50304),
+}
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 # nanoGPT has no setting for its seed: run its train.py, unchanged, with every seed shifted by the first argument.

@@ -19,14 +19,14 @@ import torch
 import checkpoint
 import inference
 import parallel
-from benchmarks.paired import checkout, program, report
+from benchmarks.paired import SHAPES, checkout, program, report
 from model import GPT, GPTConfig
 from sampling import Sampler
 
 SIZES = {
     'ten samples of 500, 4 x 128': (dict(n_layer=4, n_head=4, n_embd=128, block_size=64, vocab_size=65), 10, 500),
-    'one stream of 256, 10.65M': (dict(n_layer=6, n_head=6, n_embd=384, block_size=256, vocab_size=65), 1, 256),
-    'one stream of 128, GPT-2 124M': (dict(n_layer=12, n_head=12, n_embd=768, block_size=1024, vocab_size=50304), 1, 128),
+    'one stream of 256, 10.65M': (SHAPES['10.65M'], 1, 256),
+    'one stream of 128, GPT-2 124M': (SHAPES['GPT-2 124M'], 1, 128),
 }
 
 
@@ -75,14 +75,8 @@ def sampling(args, run):
             peer = nanogpt.GPT(nanogpt.GPTConfig(**shape, bias=False, dropout=0.0)).to(run.device).eval()
             peer.load_state_dict(model.state_dict())
             sides['theirs'] = theirs, peer
-        small = copy.deepcopy(model)
-        inference.replace_linear(model, inference.SplitLinear) if on_cpu else inference.cast_linear(model, run.dtype)
-        sides['ours'] = ours, model
-        sides['compiled'] = ours, inference.compile_decoding(copy.deepcopy(model))
-        if on_cpu:
-            inference.replace_linear(small, inference.Int8Linear)
-            sides['int8'] = ours, small
-            sides['int8, compiled'] = ours, inference.compile_decoding(copy.deepcopy(small))
+        for side in ('ours', 'compiled', *(('int8', 'int8, compiled') if on_cpu else ())):
+            sides[side] = ours, inference.prepare(copy.deepcopy(model), run.dtype, 'int8' in side, 'compiled' in side)
         speeds = {side: [] for side in sides}
         with run.autocast():
             for n in range(args.rounds + 1):

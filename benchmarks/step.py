@@ -21,6 +21,8 @@ def step(args, rest):
     train = program('our_train', os.path.join(HERE, 'train.py'))
     cfg = configurator.load(train.TrainConfig, [args.config, *rest])
     run = parallel.start(cfg.device, cfg.dtype, cfg.compile, cfg.backend)
+    if run.compile and run.device.type == 'cpu':      # as train.py does
+        parallel.be_deterministic()
     torch.manual_seed(cfg.seed)
     config = train.model_config(cfg, vocab_size=args.vocab_size)
     tokens = loader.Tokens.of(torch.randint(args.vocab_size, (10 ** 6,)).numpy(), args.vocab_size, cfg.block_size)

@@ -97,6 +97,15 @@ def test_sums_are_exact_beyond_float32():
     assert parallel.start('cpu').sum(2 ** 24 + 1) == [2 ** 24 + 1]
 
 
+def test_compile_without_a_compiler_is_one_line():
+    from torch._inductor import config as inductor
+    assert parallel.start('cpu', compile=True).compile is True
+    with inductor.patch({'cpp.cxx': (None, '/nowhere/g++')}):
+        with pytest.raises(parallel.DeviceError, match='compile=True: torch.compile needs a C.. compiler and found none; install'):
+            parallel.start('cpu', compile=True)
+        assert parallel.start('cpu').compile is False     # nothing else needs one
+
+
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs an NVIDIA GPU')
 def test_cuda_is_chosen_and_trains(place):
