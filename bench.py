@@ -18,8 +18,7 @@ import os
 import runpy
 import sys
 
-import configurator
-import parallel
+from gradus import configurator, parallel
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 

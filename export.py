@@ -7,9 +7,7 @@ Write a run's weights as safetensors, to give them away: a file of tensors and t
 import os
 from dataclasses import dataclass
 
-import checkpoint
-import configurator
-import interop
+from gradus import checkpoint, configurator, hf
 
 
 @dataclass
@@ -19,14 +17,14 @@ class ExportConfig:
     file: str = ''                    # where to write; empty: model.safetensors in out_dir
 
 
-ERRORS = (checkpoint.CheckpointError, interop.InteropError)
+ERRORS = (checkpoint.CheckpointError, hf.InteropError)
 
 
 def main(cfg):
     path = checkpoint.find(cfg.out_dir, cfg.checkpoint)
     state = checkpoint.load(path)
     file = cfg.file or os.path.join(cfg.out_dir, 'model.safetensors')
-    interop.save_safetensors(file, state['model'], model_args=state['model_args'], tokenizer=state.get('tokenizer'), iter_num=state.get('iter_num'))
+    hf.save_safetensors(file, state['model'], model_args=state['model_args'], tokenizer=state.get('tokenizer'), iter_num=state.get('iter_num'))
     print(f"{file}: {len(state['model'])} tensors of {path}; model_args and tokenizer are in its metadata")
 
 

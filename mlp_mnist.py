@@ -22,11 +22,7 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
-import checkpoint
-import configurator
-import loader
-import optim
-import parallel
+from gradus import checkpoint, configurator, data, optim, parallel
 from model import MLP, ModelError
 
 
@@ -61,7 +57,7 @@ class MnistConfig:
     dtype: str = 'float32'            # of the matmuls: float32, bfloat16, auto
 
 
-ERRORS = (ModelError, loader.DataError, checkpoint.CheckpointError, parallel.DeviceError)
+ERRORS = (ModelError, data.DataError, checkpoint.CheckpointError, parallel.DeviceError)
 FILES = {'train': ('train-images-idx3-ubyte', 'train-labels-idx1-ubyte'), 'test': ('t10k-images-idx3-ubyte', 't10k-labels-idx1-ubyte')}
 
 
@@ -125,10 +121,10 @@ def weights_and_biases(model):
 def read_digits(split):
     """The images (N, 784), float32 from 0 to 1, and digits (N,), int64, of 'train' or 'test'. Raises DataError."""
     folder = os.path.join('data', 'mnist')
-    loader.prepare(folder, FILES[split][1])
-    images, digits = (loader.read_idx(os.path.join(folder, name)) for name in FILES[split])
+    data.prepare(folder, FILES[split][1])
+    images, digits = (data.read_idx(os.path.join(folder, name)) for name in FILES[split])
     if images.shape[1:] != (28, 28) or digits.shape != images.shape[:1] or digits.max() > 9:
-        raise loader.DataError(f'data/mnist: images {images.shape} and labels {digits.shape} of {split}: expected (N, 28, 28) and (N,), labels 0 to 9')
+        raise data.DataError(f'data/mnist: images {images.shape} and labels {digits.shape} of {split}: expected (N, 28, 28) and (N,), labels 0 to 9')
     return torch.from_numpy(images).flatten(1).float() / 255, torch.from_numpy(digits).long()
 
 
@@ -327,7 +323,7 @@ def draw_misread(path, images, digits, activations):
         for digit, colour, at in ((digits[i], (80, 220, 80), left + 12), (guesses[i], (255, 80, 80), left + 35)):
             glyph = np.array([int(bit) for bit in GLYPHS[digit]], dtype=np.uint8).reshape(5, 3).repeat(3, axis=0).repeat(3, axis=1)
             canvas[top + 58:top + 73, at:at + 9] = glyph[:, :, None] * np.array(colour, dtype=np.uint8)
-    with loader.replacing(path) as f:
+    with data.replacing(path) as f:
         f.write(png(canvas))
     print(f'{path}: {len(wrong)} of the {int((guesses != digits).sum())} misread images; green: what it is, red: what was read')
 
@@ -360,13 +356,13 @@ def read_picture(path):
             transparent = np.median(alpha) < 128                                # then what is opaque is ink, whatever its colour
             grey = 255 - alpha if transparent else np.asarray(image.convert('L'), dtype=np.float32)
     except FileNotFoundError as e:
-        raise loader.DataError(f'{path}: not found; expected an image file, or test:N') from e
+        raise data.DataError(f'{path}: not found; expected an image file, or test:N') from e
     except Exception as e:                            # Pillow raises a dozen types for damaged files
-        raise loader.DataError(f'{path}: cannot be read as an image ({type(e).__name__}); expected a PNG, JPEG, ... of one digit') from e
+        raise data.DataError(f'{path}: cannot be read as an image ({type(e).__name__}); expected a PNG, JPEG, ... of one digit') from e
     edge = np.concatenate((grey[0], grey[-1], grey[:, 0], grey[:, -1]))
     ink = np.abs(grey - np.median(edge))              # however light the paper and dark the ink, or the other way round
     if ink.max() < 16:
-        raise loader.DataError(f'{path}: one colour everywhere; expected a digit, dark on light or light on dark')
+        raise data.DataError(f'{path}: one colour everywhere; expected a digit, dark on light or light on dark')
     ink = ink / ink.max()
     ink[ink < 0.2] = 0                                # the grain of the paper
     rows, columns = ink.any(axis=1).nonzero()[0], ink.any(axis=0).nonzero()[0]

@@ -20,15 +20,8 @@ from itertools import islice
 
 import torch
 
-import checkpoint
-import configurator
-import evaluation
-import inference
-import interop
-import loader
-import parallel
-import sampling
-import tokenizer as tokenizers
+from gradus import checkpoint, configurator, data, evaluation, hf, inference, parallel, sampling
+from gradus import tokenizer as tokenizers
 from model import GPT, ModelError
 
 
@@ -64,13 +57,13 @@ class SampleConfig:
     compile: bool | str = False       # compile the step of one token: takes half a minute, then a few samples at once are faster
 
 
-ERRORS = (ModelError, loader.DataError, checkpoint.CheckpointError, tokenizers.TokenizerError, parallel.DeviceError, interop.InteropError)
+ERRORS = (ModelError, data.DataError, checkpoint.CheckpointError, tokenizers.TokenizerError, parallel.DeviceError, hf.InteropError)
 
 
 def load_model(cfg):
     """Where the model comes from, a line about it, the model, on the CPU, and the plain data of its tokenizer."""
     if cfg.init_from != 'resume':
-        args, weights = interop.load_gpt2(cfg.init_from)
+        args, weights = hf.load_gpt2(cfg.init_from)
         return cfg.init_from, cfg.init_from, GPT.from_state(args, weights, cfg.init_from, dropout=0.0), {'kind': 'gpt2'}
     path = checkpoint.find(cfg.out_dir or checkpoint.newest_run(), cfg.checkpoint)
     state = checkpoint.load(path)
@@ -85,14 +78,14 @@ def find_tokenizer(cfg, state, path):
     with the folders that are in data/, never opened as a path. Without meta file GPT-2's tokens are assumed.
     """
     if cfg.dataset:
-        return loader.read_meta(os.path.join('data', cfg.dataset))['tokenizer']
+        return data.read_meta(os.path.join('data', cfg.dataset))['tokenizer']
     if 'tokenizer' in state:
         return state['tokenizer']
     here = os.listdir('data') if os.path.isdir('data') else []
     name = state.get('config', {}).get('dataset')
     vocab_size = state['model_args'].get('vocab_size', 0)
     if name in here:
-        meta = loader.read_meta(os.path.join('data', here[here.index(name)]))
+        meta = data.read_meta(os.path.join('data', here[here.index(name)]))
         if meta['vocab_size'] in (vocab_size, 50257):
             return meta['tokenizer']
     if vocab_size < 50257:
@@ -182,7 +175,7 @@ def new_sampler(cfg, n):
 
 def read_prompt(cfg, tokenizer):
     """The prompt as text and as ids."""
-    text = loader.read_text(cfg.start.removeprefix('FILE:')) if cfg.start.startswith('FILE:') else cfg.start
+    text = data.read_text(cfg.start.removeprefix('FILE:')) if cfg.start.startswith('FILE:') else cfg.start
     return text, tokenizer.encode(text)
 
 
@@ -227,15 +220,15 @@ def write_together(cfg, model, tokenizer, end_id):
 
 def read_text_to_predict(cfg, tokenizer):
     """The ids of the text to evaluate."""
-    ids = getattr(tokenizer, 'encode_ordinary', tokenizer.encode)(loader.read_text(cfg.eval))
+    ids = getattr(tokenizer, 'encode_ordinary', tokenizer.encode)(data.read_text(cfg.eval))
     if len(ids) < 2:
-        raise loader.DataError(f'{cfg.eval}: {len(ids)} tokens; expected at least two, one to predict the other from')
+        raise data.DataError(f'{cfg.eval}: {len(ids)} tokens; expected at least two, one to predict the other from')
     return ids
 
 
 def evaluate_text(cfg, model, tokenizer, run, ids):
     """How well the model predicts a text, in windows of its context that do not overlap: of each, its own beginning is all that it knows."""
-    tokens = loader.Tokens.of(ids, tokenizer.n_vocab, model.config.block_size, cfg.eval)
+    tokens = data.Tokens.of(ids, tokenizer.n_vocab, model.config.block_size, cfg.eval)
     loss, bits = evaluation.evaluate(model, tokens, 8, 0, run, torch.from_numpy(tokenizer.byte_lengths()))
     print(f'{cfg.eval}: {len(ids) - 1:,} tokens predicted, loss {loss:.4f}, perplexity {math.exp(min(loss, 700)):.2f}, {bits:.4f} bits per byte')
 
@@ -245,8 +238,8 @@ def main(cfg):
     run = parallel.start(cfg.device, cfg.dtype, cfg.compile)
     if cfg.quantize and run.device.type != 'cpu':
         raise configurator.ConfigError(f'quantize={cfg.quantize} is for the CPU, the device is {run.device}; use --device=cpu, or --quantize=')
-    source, about, model, data = load_model(cfg)
-    tokenizer = tokenizers.from_json(data)
+    source, about, model, spec = load_model(cfg)
+    tokenizer = tokenizers.from_json(spec)
     if tokenizer.n_vocab > model.config.vocab_size:
         raise tokenizers.TokenizerError(f'{source}: a tokenizer of {tokenizer.n_vocab} tokens for a model of {model.config.vocab_size}; '
                                         'expected those that it was trained with, --dataset=NAME')

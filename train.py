@@ -20,15 +20,8 @@ import torch
 from torch.nn.parallel import DistributedDataParallel as DDP
 from tqdm import tqdm
 
-import checkpoint
-import configurator
-import evaluation
-import interop
-import loader
-import optim
-import parallel
-import sampling
-import tokenizer as tokenizers
+from gradus import checkpoint, configurator, data, evaluation, hf, optim, parallel, sampling
+from gradus import tokenizer as tokenizers
 from model import GPT, GPTConfig, ModelError
 
 
@@ -99,7 +92,7 @@ class TrainError(ValueError):
     """A run that cannot go on, in one line."""
 
 
-ERRORS = (TrainError, ModelError, loader.DataError, checkpoint.CheckpointError, tokenizers.TokenizerError, parallel.DeviceError, interop.InteropError)
+ERRORS = (TrainError, ModelError, data.DataError, checkpoint.CheckpointError, tokenizers.TokenizerError, parallel.DeviceError, hf.InteropError)
 
 
 def check(cfg):
@@ -109,7 +102,7 @@ def check(cfg):
                                 'grad_clip', 'warmup_iters', 'lr_decay_iters'), (0, None))
     configurator.in_range(cfg, **at_least_1, **at_least_0, cooldown=(0, 1), beta1=(0, 0.999999), beta2=(0, 0.999999), seed=(0, 2 ** 63))
     configurator.one_of(cfg, dtype=('auto', *parallel.DTYPES), compile=('auto', True, False), backend=('auto', 'nccl', 'gloo'),
-                        lr_schedule=optim.SCHEDULES, optimizer=optim.OPTIMIZERS, data_order=loader.ORDERS)
+                        lr_schedule=optim.SCHEDULES, optimizer=optim.OPTIMIZERS, data_order=data.ORDERS)
     model_config(cfg, vocab_size=1)
     configurator.own_folder(cfg.out_dir)
     if cfg.decay_lr and cfg.lr_decay_iters > 2 * cfg.max_iters:
@@ -147,7 +140,7 @@ def build_model(cfg, run, meta):
         # GPT-2's vocabulary is padded to a multiple of 64, for faster matmuls, as nanoGPT does it.
         model = GPT(model_config(cfg, 50304 if meta['vocab_size'] == 50257 else meta['vocab_size']))
     elif cfg.init_from.startswith('gpt2') or os.path.isdir(cfg.init_from):
-        args, weights = interop.load_gpt2(cfg.init_from)
+        args, weights = hf.load_gpt2(cfg.init_from)
         model = GPT.from_state(args, weights, cfg.init_from, dropout=cfg.dropout)
         model.crop_block_size(cfg.block_size)
     else:
@@ -236,9 +229,9 @@ def train(cfg, run, interrupt):
     run.share(cfg.batch_size * cfg.gradient_accumulation_steps)
     folder, ckpt = os.path.join('data', cfg.dataset), os.path.join(cfg.out_dir, 'ckpt.pt')
     if run.main:
-        loader.prepare(folder, 'train.bin')
+        data.prepare(folder, 'train.bin')
     run.barrier()
-    meta = loader.read_meta(folder)
+    meta = data.read_meta(folder)
     try:
         tokenizer = tokenizers.from_json(meta['tokenizer'])
     except tokenizers.TokenizerError as e:
@@ -247,7 +240,7 @@ def train(cfg, run, interrupt):
         tokenizer = None                              # training goes on without text: no bits per byte, no sample
         say(f'note: {e}')
     model, state = build_model(cfg, run, meta)
-    splits = {name: loader.Tokens(os.path.join(folder, f'{name}.bin'), meta['dtype'], model.config.vocab_size, cfg.block_size)
+    splits = {name: data.Tokens(os.path.join(folder, f'{name}.bin'), meta['dtype'], model.config.vocab_size, cfg.block_size)
               for name in ('train', 'val')}
     optimizer = optim.build(model, cfg.optimizer, cfg.weight_decay, cfg.learning_rate, (cfg.beta1, cfg.beta2), run.dtype)
     scaler = torch.amp.GradScaler(run.device.type, enabled=run.dtype == torch.float16)

@@ -8,9 +8,8 @@ import time
 
 import torch
 
-import checkpoint
-import optim
 from benchmarks.paired import report
+from gradus import checkpoint, optim
 from model import GPT, GPTConfig
 
 

@@ -19,9 +19,8 @@ import urllib.request
 
 import torch
 
-import inference
-import parallel
 from benchmarks.paired import SHAPES, report
+from gradus import inference, parallel
 from model import GPT, GPTConfig
 
 NAMES = {

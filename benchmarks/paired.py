@@ -7,10 +7,7 @@ import subprocess
 import sys
 import time
 
-import checkpoint
-import evaluation
-import loader
-import parallel
+from gradus import checkpoint, data, evaluation, parallel
 from model import GPT
 
 # nanoGPT's README, "I only have a macbook": 4 layers, 128 wide, context 64, 2000 iterations on the CPU.
@@ -53,7 +50,7 @@ def val_loss(path, folder):
     """Loss over the whole val split of the dataset `folder`, in windows of the model's own context, whoever wrote the checkpoint."""
     state = checkpoint.load(path)
     model = GPT.from_state(state['model_args'], state['model'], path, dropout=0.0)
-    tokens = loader.Tokens(os.path.join(folder, 'val.bin'), loader.read_meta(folder)['dtype'], model.config.vocab_size, model.config.block_size)
+    tokens = data.Tokens(os.path.join(folder, 'val.bin'), data.read_meta(folder)['dtype'], model.config.vocab_size, model.config.block_size)
     return evaluation.evaluate(model, tokens, 64, 0, parallel.start('cpu'))[0]
 
 

@@ -7,19 +7,16 @@ import time
 
 import torch
 
-import configurator
-import loader
-import optim
-import parallel
 from benchmarks.paired import CPU_RECIPE, HERE, checkout, program
+from gradus import configurator, data, optim, parallel
 
 
 def same_steps(args):
     train, nanogpt = program('our_train', os.path.join(HERE, 'train.py')), program('their_model', os.path.join(args.against, 'model.py'))
     cfg = configurator.load(train.TrainConfig, CPU_RECIPE)
     run = parallel.start('cpu')
-    meta = loader.read_meta(os.path.join('data', cfg.dataset))
-    tokens = loader.Tokens(os.path.join('data', cfg.dataset, 'train.bin'), meta['dtype'], meta['vocab_size'], cfg.block_size)
+    meta = data.read_meta(os.path.join('data', cfg.dataset))
+    tokens = data.Tokens(os.path.join('data', cfg.dataset, 'train.bin'), meta['dtype'], meta['vocab_size'], cfg.block_size)
     model, _ = train.build_model(cfg, run, meta)
     theirs = nanogpt.GPT(nanogpt.GPTConfig(**train.model_args(model.config)))
     theirs.load_state_dict(model.state_dict())

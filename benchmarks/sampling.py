@@ -16,12 +16,10 @@ from itertools import islice
 
 import torch
 
-import checkpoint
-import inference
-import parallel
 from benchmarks.paired import SHAPES, checkout, program, report
+from gradus import checkpoint, inference, parallel
+from gradus.sampling import Sampler
 from model import GPT, GPTConfig
-from sampling import Sampler
 
 SIZES = {
     'ten samples of 500, 4 x 128': (dict(n_layer=4, n_head=4, n_embd=128, block_size=64, vocab_size=65), 10, 500),

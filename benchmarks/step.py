@@ -10,11 +10,8 @@ import time
 
 import torch
 
-import configurator
-import loader
-import optim
-import parallel
 from benchmarks.paired import HERE, checkout, program, report
+from gradus import configurator, data, optim, parallel
 
 
 def step(args, rest):
@@ -25,7 +22,7 @@ def step(args, rest):
         parallel.be_deterministic()
     torch.manual_seed(cfg.seed)
     config = train.model_config(cfg, vocab_size=args.vocab_size)
-    tokens = loader.Tokens.of(torch.randint(args.vocab_size, (10 ** 6,)).numpy(), args.vocab_size, cfg.block_size)
+    tokens = data.Tokens.of(torch.randint(args.vocab_size, (10 ** 6,)).numpy(), args.vocab_size, cfg.block_size)
     model = train.GPT(config).to(run.device)
     optimizer = optim.build(model, cfg.optimizer, cfg.weight_decay, cfg.learning_rate, (cfg.beta1, cfg.beta2), run.dtype)
     scaler = torch.amp.GradScaler(run.device.type, enabled=run.dtype == torch.float16)

@@ -15,8 +15,8 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
-import loader
-import tokenizer as tokenizers
+from gradus import data
+from gradus import tokenizer as tokenizers
 
 
 def main():
@@ -27,18 +27,18 @@ def main():
     parser.add_argument('--out', help='another folder to write to, instead of data/<name>')
     args = parser.parse_args()
     try:
-        text = '\n'.join(loader.read_text(path) for path in args.files)
+        text = '\n'.join(data.read_text(path) for path in args.files)
         if len(text) < 100:
-            raise loader.DataError(f'{", ".join(args.files)}: {len(text)} characters; expected a text to learn from, of 100 at least')
+            raise data.DataError(f'{", ".join(args.files)}: {len(text)} characters; expected a text to learn from, of 100 at least')
         if args.tokenizer == 'char':
             tokenizer = tokenizers.CharTokenizer.of(text)
         else:
             tokenizer = tokenizers.from_json({'kind': args.tokenizer})
         cut = int(len(text) * 0.9)
         encode = getattr(tokenizer, 'encode_ordinary', tokenizer.encode)
-        loader.write(args.out or str(HERE / args.name), [encode(text[:cut])], [encode(text[cut:])], tokenizer,
+        data.write(args.out or str(HERE / args.name), [encode(text[:cut])], [encode(text[cut:])], tokenizer,
                      source=', '.join(args.files), sha256=hashlib.sha256(text.encode()).hexdigest())
-    except (loader.DataError, tokenizers.TokenizerError) as e:
+    except (data.DataError, tokenizers.TokenizerError) as e:
         sys.exit(f'error: {e}')
 
 

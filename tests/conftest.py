@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 import torch
 
-import loader
 import train
+from gradus import data
+from gradus.tokenizer import CharTokenizer
 from mlp_mnist import FILES
-from tokenizer import CharTokenizer
 
 torch.set_num_threads(1)              # tiny models: faster, and other processes do not disturb
 os.environ['OMP_NUM_THREADS'] = '1'   # the same for the processes that tests start
@@ -67,7 +67,7 @@ def place(tmp_path, monkeypatch):
 def prepare_babble():
     text = babble()
     tokenizer = CharTokenizer.of(text)
-    loader.write('data/babble', [tokenizer.encode(text[:18_000])], [tokenizer.encode(text[18_000:])], tokenizer, 'babble', '0')
+    data.write('data/babble', [tokenizer.encode(text[:18_000])], [tokenizer.encode(text[18_000:])], tokenizer, 'babble', '0')
 
 
 def settings(**changes):

@@ -12,11 +12,9 @@ import pytest
 import torch
 from conftest import settings
 
-import checkpoint
-import configurator
-import loader
 import sample
 import train
+from gradus import checkpoint, configurator, data
 
 TINY = ['--dataset=babble', '--device=cpu', '--block_size=16', '--n_layer=1', '--n_head=2', '--n_embd=8', '--batch_size=2',
         '--gradient_accumulation_steps=1', '--max_iters=2', '--eval_interval=2', '--eval_iters=1', '--warmup_iters=0', '--lr_decay_iters=2']
@@ -186,7 +184,7 @@ def test_traps_get_a_warning(changes, expected, capsys):
 
 def test_loader_errors_are_the_users(ground):
     """What is caught at the top is named there; anything else keeps its traceback."""
-    assert loader.DataError in train.ERRORS and ValueError not in train.ERRORS
+    assert data.DataError in train.ERRORS and ValueError not in train.ERRORS
 
     def bug(cfg):
         raise ValueError('a bug of ours')

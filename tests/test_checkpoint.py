@@ -9,8 +9,8 @@ import pytest
 import torch
 from conftest import sha256_of
 
-import checkpoint
-from checkpoint import CheckpointError
+from gradus import checkpoint
+from gradus.checkpoint import CheckpointError
 
 STATE = dict(model={'w': torch.arange(1000.).reshape(20, 50)}, model_args=dict(n_layer=3), iter_num=7, note='ü')
 

@@ -16,9 +16,9 @@ import pytest
 import torch
 from conftest import REPO, run_script
 
-import configurator
 import sample
 import train
+from gradus import configurator
 from sample import SampleConfig
 from train import TrainConfig
 

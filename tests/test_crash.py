@@ -15,11 +15,8 @@ import pytest
 import torch
 from conftest import REPO, read_log, settings, sha256_of
 
-import checkpoint
-import configurator
-import loader
-import parallel
 import train
+from gradus import checkpoint, configurator, data, parallel
 
 pytestmark = pytest.mark.skipif(sys.platform != 'linux', reason='fork, limits of memory and of files, /proc')
 
@@ -27,7 +24,8 @@ pytestmark = pytest.mark.skipif(sys.platform != 'linux', reason='fork, limits of
 NURSERY = """
 import os, sys
 sys.path.insert(0, sys.argv[1])
-import configurator, train
+import train
+from gradus import configurator
 for line in sys.stdin:
     child = os.fork()
     if not child:
@@ -157,7 +155,7 @@ def test_a_signal_under_torchrun(place):
 
 def test_a_second_signal_quits_at_once(place, monkeypatch):
     """While the first one is still being served."""
-    script = ('import os, signal, time, parallel\nwith parallel.Interrupt() as i:\n    os.kill(os.getpid(), signal.SIGINT)\n    print(i.signal, flush=True)\n'
+    script = ('import os, signal, time\nfrom gradus import parallel\nwith parallel.Interrupt() as i:\n    os.kill(os.getpid(), signal.SIGINT)\n    print(i.signal, flush=True)\n'
               '    os.kill(os.getpid(), signal.SIGINT)\n    time.sleep(5)\n    print("too late")')
     ran = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True, env={**os.environ, 'PYTHONPATH': str(REPO)})
     assert ran.returncode == -signal.SIGINT and ran.stdout == '2\n' and 'Traceback' not in ran.stderr
@@ -182,7 +180,7 @@ def files(folder):
 def train_in(code, **changes):
     """train.py in a process of its own, after `code`."""
     flags = [f'--{key}={value}' for key, value in vars(settings(**changes)).items()]
-    return subprocess.run([sys.executable, '-c', f'import sys\nsys.path.insert(0, sys.argv.pop(1))\n{code}\nimport configurator, train\n'
+    return subprocess.run([sys.executable, '-c', f'import sys\nsys.path.insert(0, sys.argv.pop(1))\n{code}\nimport train\nfrom gradus import configurator\n'
                            'configurator.run(train.main, train.TrainConfig, train.ERRORS)', REPO, *flags], capture_output=True, text=True)
 
 
@@ -262,9 +260,9 @@ def test_some_may_be_skipped_in_a_row(place, monkeypatch, allowed, steps, ends):
 def three_steps(monkeypatch, scaling, hook=None, poisoned=()):
     """(taken, did the weights change) of some steps of SGD, with a GradScaler as in float16, or without."""
     run, cfg = parallel.start('cpu'), settings()
-    meta = loader.read_meta('data/babble')
+    meta = data.read_meta('data/babble')
     model, _ = train.build_model(cfg, run, meta)
-    tokens = loader.Tokens('data/babble/train.bin', meta['dtype'], meta['vocab_size'], cfg.block_size)
+    tokens = data.Tokens('data/babble/train.bin', meta['dtype'], meta['vocab_size'], cfg.block_size)
     optimizer, scaler = torch.optim.SGD(model.parameters(), lr=0.1), torch.amp.GradScaler('cpu', init_scale=4.0, enabled=scaling)
     poison(monkeypatch, poisoned)
     results = []
@@ -310,7 +308,7 @@ def test_absurd_sizes_cost_no_memory(place):
     for n, absurd in enumerate(ABSURD):
         os.mkdir(f'out{n}')
         torch.save({**state, 'model_args': {**state['model_args'], **absurd}}, f'out{n}/ckpt.pt')
-    code = ('import sys, resource\nsys.path.insert(0, sys.argv.pop(1))\nimport configurator, sample, torch._dynamo\n'
+    code = ('import sys, resource\nsys.path.insert(0, sys.argv.pop(1))\nimport sample, torch._dynamo\nfrom gradus import configurator\n'
             'used = int(open("/proc/self/statm").read().split()[0]) * 4096\nresource.setrlimit(resource.RLIMIT_AS, (used + 2 ** 29, used + 2 ** 29))\n'
             'for out_dir in sys.argv[1:]:\n'
             '    try:\n        configurator.run(sample.main, sample.SampleConfig, sample.ERRORS, ["--device=cpu", "--out_dir=" + out_dir])\n'

@@ -12,11 +12,9 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as limits
 from hypothesis import strategies as st
 
-import checkpoint
-import configurator
-import loader
 import sample
 import train
+from gradus import checkpoint, configurator, data
 
 FEW = limits(max_examples=40, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 KEYS = sorted(vars(settings()))
@@ -76,13 +74,13 @@ def test_any_bytes_as_a_config_file(content):
 
 @FEW
 @given(st.data())
-def test_damaged_checkpoints_are_refused_or_right(run, data):
+def test_damaged_checkpoints_are_refused_or_right(run, draws):
     """A cut, or some bytes changed: the state as it was, or a refusal."""
     whole = open('out/ckpt.pt', 'rb').read()
-    content = bytearray(whole[:data.draw(st.integers(0, len(whole)))] if data.draw(st.booleans()) else whole)
-    for _ in range(data.draw(st.integers(0, 3))):
+    content = bytearray(whole[:draws.draw(st.integers(0, len(whole)))] if draws.draw(st.booleans()) else whole)
+    for _ in range(draws.draw(st.integers(0, 3))):
         if content:
-            content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+            content[draws.draw(st.integers(0, len(content) - 1))] = draws.draw(st.integers(0, 255))
     os.makedirs('fuzz', exist_ok=True)
     with open('fuzz/ckpt.pt', 'wb') as f:
         f.write(content)
@@ -117,11 +115,11 @@ def test_any_meta_json(run, content):
 def test_any_train_bin(run, content):
     with open('data/babble/train.bin', 'wb') as f:
         f.write(content)
-    meta = loader.read_meta('data/babble')
+    meta = data.read_meta('data/babble')
     try:
-        tokens = loader.Tokens('data/babble/train.bin', meta['dtype'], meta['vocab_size'], 16)
+        tokens = data.Tokens('data/babble/train.bin', meta['dtype'], meta['vocab_size'], 16)
         x, y = tokens.windows(tokens.batch_starts(1, 1, 4))
-    except loader.DataError as e:
+    except data.DataError as e:
         assert '\n' not in str(e)
         return
     assert 0 <= x.min() and x.max() < meta['vocab_size'] and -1 <= y.min()

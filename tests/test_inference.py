@@ -11,9 +11,9 @@ from conftest import settings
 import sample
 import train
 from benchmarks import llama_cpp
-from inference import Int8Linear, SplitLinear, cast_linear, compile_decoding, replace_linear
+from gradus.inference import Int8Linear, SplitLinear, cast_linear, compile_decoding, replace_linear
+from gradus.sampling import Sampler
 from model import GPT, GPTConfig, KVCache
-from sampling import Sampler
 
 
 @pytest.fixture
@@ -90,8 +90,8 @@ def test_perplexity_in_8_bits_is_within_1_percent(place, capsys):
 
 
 def babbled():
-    meta = train.loader.read_meta('data/babble')
-    ids = train.loader.Tokens('data/babble/val.bin', meta['dtype'], meta['vocab_size'], 16).ids
+    meta = train.data.read_meta('data/babble')
+    ids = train.data.Tokens('data/babble/val.bin', meta['dtype'], meta['vocab_size'], 16).ids
     return train.tokenizers.from_json(meta['tokenizer']).decode(ids[:3000].tolist())
 
 

@@ -12,10 +12,8 @@ import torch
 from conftest import REPO, idx, read_log, run_script, sha256_of
 from torch.nn import functional as F
 
-import checkpoint
-import configurator
-import loader
 import mlp_mnist
+from gradus import checkpoint, configurator, data
 from mlp_mnist import FILES, MnistConfig
 from model import GPT, MLP, GPTConfig
 
@@ -74,7 +72,7 @@ def test_evaluate_rest_never_looks_at_the_test_images(place, capsys):
     out = capsys.readouterr().out
     assert read_log('a') == read_log('b') and 'test accuracy' not in out and out.count('accuracy on the rest') == 4
     labels = Path('data/mnist', FILES['train'][1])
-    digits = loader.read_idx(labels)
+    digits = data.read_idx(labels)
     digits[150:] = (digits[150:] + 1) % 10
     labels.write_bytes(idx(digits))
     mlp_mnist.main(replace(cfg, out_dir='c'))

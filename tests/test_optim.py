@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import sha256_of
 
-import optim
+from gradus import optim
 from model import GPT, GPTConfig
 
 CURVE = dict(learning_rate=3e-3, min_lr=2e-4, warmup_iters=10, lr_decay_iters=110)

@@ -8,8 +8,7 @@ import pytest
 import torch
 from conftest import REPO, read_log
 
-import checkpoint
-import parallel
+from gradus import checkpoint, parallel
 
 FLAGS = ['--dataset=babble', '--device=cpu', '--block_size=16', '--n_layer=2', '--n_head=2', '--n_embd=16', '--batch_size=3', '--eval_iters=2',
          '--max_iters=20', '--eval_interval=10', '--learning_rate=0.01', '--warmup_iters=2', '--lr_decay_iters=20', '--sample_tokens=0']
@@ -57,7 +56,8 @@ def test_no_thread_of_the_process_group_outlives_it(place):
     """One that did aborted some runs at their exit: "terminate called without an active exception"."""
     (place / 'watched.py').write_text("""
 import os, sys
-import configurator, parallel, train
+import train
+from gradus import configurator, parallel
 def gloo():
     return sum('gloo' in open(f'/proc/self/task/{t}/comm').read() for t in os.listdir('/proc/self/task'))
 close = parallel.Run.close

@@ -29,7 +29,7 @@ def commands():
 @pytest.mark.slow
 def test_commands_run_in_order(tmp_path, test_data):
     place = tmp_path / 'repo'
-    for folder in ('config', 'data'):
+    for folder in ('config', 'data', 'gradus'):
         shutil.copytree(REPO / folder, place / folder, ignore=shutil.ignore_patterns('*.bin', '*-ubyte', 'meta.*', 'input.txt', '__pycache__'))
     for script in (*REPO.glob('*.py'), REPO / 'README.md'):
         shutil.copy(script, place)

@@ -9,12 +9,11 @@ import pytest
 import torch
 from conftest import prepare_babble, run_script, settings
 
-import checkpoint
-import loader
 import sample
 import train
+from gradus import checkpoint, data
+from gradus.tokenizer import ByteTokenizer, from_json
 from model import GPT, GPTConfig
-from tokenizer import ByteTokenizer, from_json
 
 
 @pytest.fixture(scope='module')
@@ -281,5 +280,5 @@ def test_eval_is_a_straight_loop(run, capsys):
     assert capsys.readouterr().out == (f't.txt: {len(ids) - 1:,} tokens predicted, loss {loss:.4f}, perplexity {math.exp(loss):.2f}, '
                                        f'{loss / math.log(2):.4f} bits per byte\n')
     open('t.txt', 'w').write('a')
-    with pytest.raises(loader.DataError, match='t.txt: 1 tokens; expected at least two'):
+    with pytest.raises(data.DataError, match='t.txt: 1 tokens; expected at least two'):
         sample.main(sample.SampleConfig(device='cpu', eval='t.txt'))

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from sampling import Sampler, keep_min_p, keep_top_k, keep_top_p, penalize
+from gradus.sampling import Sampler, keep_min_p, keep_top_k, keep_top_p, penalize
 
 LOGITS = torch.tensor([2.0, 0.5, -1.0, 1.0, 0.0, -3.0, 1.5, 0.2])
 N = 20000

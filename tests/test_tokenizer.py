@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-import tokenizer
-from tokenizer import ByteTokenizer, CharTokenizer, GPT2Tokenizer, TokenizerError
+from gradus import tokenizer
+from gradus.tokenizer import ByteTokenizer, CharTokenizer, GPT2Tokenizer, TokenizerError
 
 
 @pytest.fixture

@@ -9,12 +9,8 @@ import torch
 from conftest import read_log, settings, sha256_of
 from torch.nn import functional as F
 
-import checkpoint
-import evaluation
-import loader
-import optim
-import parallel
 import train
+from gradus import checkpoint, data, evaluation, optim, parallel
 from model import GPT
 
 
@@ -109,9 +105,9 @@ def one_step(cfg, **changes):
     """The gradients' effect: all weights after one step of plain SGD from the same start."""
     cfg = dataclasses.replace(cfg, **changes)
     run = parallel.start('cpu')
-    meta = loader.read_meta('data/babble')
+    meta = data.read_meta('data/babble')
     model, _ = train.build_model(cfg, run, meta)
-    tokens = loader.Tokens('data/babble/train.bin', meta['dtype'], meta['vocab_size'], cfg.block_size)
+    tokens = data.Tokens('data/babble/train.bin', meta['dtype'], meta['vocab_size'], cfg.block_size)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     loss, norm, _ = train.train_step(model, optimizer, torch.amp.GradScaler('cpu', enabled=False), tokens, 5, cfg, run)
     return torch.cat([p.detach().flatten() for p in model.parameters()]), float(loss), float(norm)
@@ -150,9 +146,9 @@ def losses(model, tokens, cfg, byte_lengths=None):
 
 def evaluated(cfg, split='val'):
     run = parallel.start('cpu')
-    meta = loader.read_meta('data/babble')
+    meta = data.read_meta('data/babble')
     model, _ = train.build_model(cfg, run, meta)
-    tokens = loader.Tokens(f'data/babble/{split}.bin', meta['dtype'], meta['vocab_size'], cfg.block_size)
+    tokens = data.Tokens(f'data/babble/{split}.bin', meta['dtype'], meta['vocab_size'], cfg.block_size)
     lengths = torch.full((meta['vocab_size'],), 3)                                # as if each character had 3 bytes
     return model, tokens, losses(model, tokens, cfg, lengths)
 

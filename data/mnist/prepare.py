@@ -21,7 +21,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
-import loader
+from gradus import data
 
 AUTOMATIC = True       # small: mlp_mnist.py may run this file when the data is missing
 FILES = {                                             # sha256 of what is inside, after gunzip
@@ -45,12 +45,12 @@ def from_folder(folder):
         spellings = [folder / (n + end) for n in (name, name.replace('-idx', '.idx')) for end in ('', '.gz')]
         path = next((p for p in spellings if p.is_file()), None)
         if path is None:
-            raise loader.DataError(f'{folder / name}: not found, nor {name}.gz; expected the four files {", ".join(FILES)}')
-        loader.read_idx(path)                         # for its better errors
+            raise data.DataError(f'{folder / name}: not found, nor {name}.gz; expected the four files {", ".join(FILES)}')
+        data.read_idx(path)                         # for its better errors
         content = path.read_bytes()
         contents[name] = gzip.decompress(content) if content[:2] == b'\x1f\x8b' else content
         if not right(name, contents[name]):
-            raise loader.DataError(f'{path}: sha256 {hashlib.sha256(contents[name]).hexdigest()[:12]}..., expected {FILES[name][:12]}...: '
+            raise data.DataError(f'{path}: sha256 {hashlib.sha256(contents[name]).hexdigest()[:12]}..., expected {FILES[name][:12]}...: '
                                    'not the original file of MNIST')
     return contents
 
@@ -91,7 +91,7 @@ def download():
             return get(source)
         except (OSError, EOFError, ValueError, KeyError, StopIteration, HTTPException, zlib.error, tarfile.TarError, subprocess.TimeoutExpired) as e:
             failed.append(f'{source}: {" ".join(str(e).split())[:80]}')
-    raise loader.DataError(f"no place to get MNIST from ({'; '.join(failed)}); fetch the four files elsewhere and give "
+    raise data.DataError(f"no place to get MNIST from ({'; '.join(failed)}); fetch the four files elsewhere and give "
                            'python data/mnist/prepare.py --source FOLDER')
 
 
@@ -103,9 +103,9 @@ try:
     contents = from_folder(args.source) if args.source else download()
     args.out.mkdir(parents=True, exist_ok=True)
     for name, content in contents.items():
-        with loader.replacing(os.path.join(args.out, name)) as f:
+        with data.replacing(os.path.join(args.out, name)) as f:
             f.write(content)
-except loader.DataError as e:
+except data.DataError as e:
     sys.exit(f'error: {e}')
 except OSError as e:
     sys.exit(f'error: {args.out}: cannot be written ({e.strerror}); give another folder with --out')

@@ -14,8 +14,8 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 from tqdm import tqdm
 
-import loader
-from tokenizer import GPT2Tokenizer, TokenizerError
+from gradus import data
+from gradus.tokenizer import GPT2Tokenizer, TokenizerError
 
 SOURCE = 'Skylion007/openwebtext'
 
@@ -44,7 +44,7 @@ def main():
         sys.exit(f'error: {e}')
     # The same share and seed as nanoGPT: the same documents are held out.
     split = load_dataset(SOURCE, split='train').train_test_split(test_size=0.0005, seed=2357, shuffle=True)
-    loader.write(args.out, documents(split['train'], tokenizer, 'train'), documents(split['test'], tokenizer, 'val'), tokenizer,
+    data.write(args.out, documents(split['train'], tokenizer, 'train'), documents(split['test'], tokenizer, 'val'), tokenizer,
                  source=SOURCE, sha256='')
 
 

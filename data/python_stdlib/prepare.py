@@ -14,8 +14,8 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
-import loader
-from tokenizer import ByteTokenizer
+from gradus import data
+from gradus.tokenizer import ByteTokenizer
 
 AUTOMATIC = True       # small, and no download: train.py may run this file when the dataset is missing
 LEFT_OUT = {'test', 'tests', 'idlelib', 'idle_test', 'site-packages', 'dist-packages', 'lib2to3', 'turtledemo', 'ensurepip',
@@ -43,7 +43,7 @@ def main():
                  'or another folder with --input FOLDER')
     train = b'\n'.join(t for i, t in enumerate(texts) if i % 10 != 9)
     val = b'\n'.join(t for i, t in enumerate(texts) if i % 10 == 9)
-    loader.write(args.out, [memoryview(train)], [memoryview(val)], ByteTokenizer(),
+    data.write(args.out, [memoryview(train)], [memoryview(val)], ByteTokenizer(),
                  source=f'standard library of Python {sys.version.split()[0]}', sha256=hashlib.sha256(train + val).hexdigest())
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
-import loader
+from gradus import data
 
 AUTOMATIC = True       # small: train.py may run this file when the dataset is missing
 URL = 'https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt'
@@ -24,7 +24,7 @@ parser.add_argument('--tokenizer', default='char', help=argparse.SUPPRESS)      
 parser.add_argument('--out', default=str(HERE), help='folder to write to (default: beside this file)')
 args = parser.parse_args()
 try:
-    path = args.input or loader.download(URL, SHA256, str(HERE / 'input.txt'))
-except loader.DataError as e:
+    path = args.input or data.download(URL, SHA256, str(HERE / 'input.txt'))
+except data.DataError as e:
     sys.exit(f'error: {e}')
 sys.exit(subprocess.run([sys.executable, str(HERE.parent / 'prepare.py'), path, f'--tokenizer={args.tokenizer}', '--out', args.out]).returncode)

@@ -10,13 +10,13 @@ import pytest
 import torch
 from conftest import REPO, run_script
 
-import loader
-from tokenizer import ByteTokenizer, CharTokenizer, from_json
+from gradus import data
+from gradus.tokenizer import ByteTokenizer, CharTokenizer, from_json
 
 
 def tokens_of(ids, block_size, vocab_size=1000, dtype='<u2', path='x.bin'):
     np.array(ids).astype(dtype).tofile(path)
-    return loader.Tokens(path, np.dtype(dtype), vocab_size, block_size)
+    return data.Tokens(path, np.dtype(dtype), vocab_size, block_size)
 
 
 @pytest.fixture(autouse=True)
@@ -103,30 +103,30 @@ def test_evaluation_windows(n_tokens, block, n, expected):
 def test_dataset_round_trip_with_large_ids():
     class Big(ByteTokenizer):
         n_vocab = 100_000
-    loader.write('data/big', [[99_999, 1], [70_000]], [[5, 65_536]], Big(), 'numbers', 'ab' * 32)
-    meta = loader.read_meta('data/big')
+    data.write('data/big', [[99_999, 1], [70_000]], [[5, 65_536]], Big(), 'numbers', 'ab' * 32)
+    meta = data.read_meta('data/big')
     assert os.path.getsize('data/big/train.bin') == 12 and meta['dtype'] == np.dtype('<u4') and meta['vocab_size'] == 100_000
-    tokens = loader.Tokens('data/big/train.bin', meta['dtype'], meta['vocab_size'], 2)
+    tokens = data.Tokens('data/big/train.bin', meta['dtype'], meta['vocab_size'], 2)
     assert tokens.windows([0])[0].tolist() == [[99_999, 1]] and tokens.windows([0])[1].tolist() == [[1, 70_000]]
     on_disk = json.load(open('data/big/meta.json'))
     assert (on_disk['train_tokens'], on_disk['val_tokens'], on_disk['sha256'], on_disk['source']) == (3, 2, 'ab' * 32, 'numbers')
 
 
 def test_ids_are_little_endian_uint16():
-    loader.write('d', [[258, 1]], [[0]], CharTokenizer([chr(i) for i in range(300)]), '', '')
+    data.write('d', [[258, 1]], [[0]], CharTokenizer([chr(i) for i in range(300)]), '', '')
     assert open('d/train.bin', 'rb').read() == b'\x02\x01\x01\x00'
 
 
 def test_a_broken_write_leaves_the_old_file():
-    loader.write('d', [[1, 2]], [[3]], ByteTokenizer(), '', '')
+    data.write('d', [[1, 2]], [[3]], ByteTokenizer(), '', '')
     with pytest.raises(OverflowError):
-        loader.write('d', [[4], [70_000]], [[3]], ByteTokenizer(), '', '')
+        data.write('d', [[4], [70_000]], [[3]], ByteTokenizer(), '', '')
     assert open('d/train.bin', 'rb').read() == b'\x01\x00\x02\x00'
 
 
 def test_without_meta_the_tokens_are_gpt2s():
     os.makedirs('d')
-    assert loader.read_meta('d') == dict(vocab_size=50304, dtype=np.dtype('<u2'), tokenizer={'kind': 'gpt2'})
+    assert data.read_meta('d') == dict(vocab_size=50304, dtype=np.dtype('<u2'), tokenizer={'kind': 'gpt2'})
 
 
 class Hostile:
@@ -141,8 +141,8 @@ class Hostile:
 def test_meta_pkl_runs_nothing_and_is_refused_in_one_line(content):
     os.makedirs('d')
     open('d/meta.pkl', 'wb').write(content)
-    with pytest.raises(loader.DataError) as e:
-        loader.read_meta('d')
+    with pytest.raises(data.DataError) as e:
+        data.read_meta('d')
     assert not os.path.exists('was_here') and '\n' not in str(e.value) and 'd/meta.pkl' in str(e.value)
 
 
@@ -159,44 +159,44 @@ def test_the_hostile_pickle_is_hostile():
 def test_meta_json_of_the_wrong_form_is_refused_in_one_line(text):
     os.makedirs('d')
     open('d/meta.json', 'w').write(text)
-    with pytest.raises(loader.DataError) as e:
-        loader.read_meta('d')
+    with pytest.raises(data.DataError) as e:
+        data.read_meta('d')
     assert '\n' not in str(e.value) and 'd/meta.json' in str(e.value)
 
 
 def test_damaged_token_files_are_named():
-    with pytest.raises(loader.DataError, match=r'x\.bin: token id 1000; expected ids below the vocabulary size 1000'):
+    with pytest.raises(data.DataError, match=r'x\.bin: token id 1000; expected ids below the vocabulary size 1000'):
         tokens_of([1, 2, 1000, 3], 2)
-    with pytest.raises(loader.DataError, match='4 tokens; expected at least block_size .* 5'):
+    with pytest.raises(data.DataError, match='4 tokens; expected at least block_size .* 5'):
         tokens_of(range(4), 4)
     open('odd.bin', 'wb').write(b'123')
-    with pytest.raises(loader.DataError, match='3 bytes; expected a multiple of 2'):
-        loader.Tokens('odd.bin', np.dtype('<u2'), 10, 1)
+    with pytest.raises(data.DataError, match='3 bytes; expected a multiple of 2'):
+        data.Tokens('odd.bin', np.dtype('<u2'), 10, 1)
     open('empty.bin', 'wb').close()
-    with pytest.raises(loader.DataError, match='0 tokens'):
-        loader.Tokens('empty.bin', np.dtype('<u2'), 10, 1)
-    with pytest.raises(loader.DataError, match=r'python .*prepare\.py'):
-        loader.Tokens('missing.bin', np.dtype('<u2'), 10, 1)
+    with pytest.raises(data.DataError, match='0 tokens'):
+        data.Tokens('empty.bin', np.dtype('<u2'), 10, 1)
+    with pytest.raises(data.DataError, match=r'python .*prepare\.py'):
+        data.Tokens('missing.bin', np.dtype('<u2'), 10, 1)
 
 
 def test_an_id_beyond_the_first_check_is_found_in_its_batch(monkeypatch):
     tokens = tokens_of(range(100), 4, vocab_size=100)
     tokens.vocab_size = 90                                                        # as if the file were too long to check at once
     tokens.windows([0, 80])
-    with pytest.raises(loader.DataError, match='token id 9'):
+    with pytest.raises(data.DataError, match='token id 9'):
         tokens.windows([0, 88])
 
 
 def test_a_download_is_checked(tmp_path):
     url, right = (tmp_path / 'source.txt').as_uri(), hashlib.sha256(b'text').hexdigest()
     (tmp_path / 'source.txt').write_bytes(b'text')
-    assert loader.download(url, right, 'got.txt') == 'got.txt' and open('got.txt').read() == 'text'
+    assert data.download(url, right, 'got.txt') == 'got.txt' and open('got.txt').read() == 'text'
     (tmp_path / 'source.txt').unlink()
-    assert loader.download(url, right, 'got.txt') == 'got.txt'                    # it is there already
-    with pytest.raises(loader.DataError, match='delete the file'):
-        loader.download(url, '0' * 64, 'got.txt')
-    with pytest.raises(loader.DataError, match='--input FILE'):
-        loader.download(url, right, 'other.txt')
+    assert data.download(url, right, 'got.txt') == 'got.txt'                    # it is there already
+    with pytest.raises(data.DataError, match='delete the file'):
+        data.download(url, '0' * 64, 'got.txt')
+    with pytest.raises(data.DataError, match='--input FILE'):
+        data.download(url, right, 'other.txt')
 
 
 # ---------------------------------------------------------------------------- data/*/prepare.py
@@ -218,21 +218,21 @@ def test_shakespeare_char_numbers_characters_as_nanogpt_does(test_data):
     stoi = {c: i for i, c in enumerate(chars)}
     expected = np.array([stoi[c] for c in text], dtype='<u2').tobytes()
     assert open('d/train.bin', 'rb').read() + open('d/val.bin', 'rb').read() == expected
-    assert loader.read_meta('d')['tokenizer'] == {'kind': 'char', 'chars': chars}
+    assert data.read_meta('d')['tokenizer'] == {'kind': 'char', 'chars': chars}
 
 
 def test_any_text_can_be_prepared():
     open('mine.txt', 'w', encoding='utf-8', newline='').write('Grüße\r\naus 北京 ' * 50)
     ran = run_script('data/shakespeare_char/prepare.py', '--input', 'mine.txt', '--out', 'd')
     assert ran.returncode == 0, ran.stderr
-    meta = loader.read_meta('d')
+    meta = data.read_meta('d')
     assert meta['tokenizer']['chars'] == sorted(set('Grüße\r\naus 北京 '))
 
 
 def test_the_standard_library_is_a_dataset():
     ran = run_script('data/python_stdlib/prepare.py', '--out', 'd')
     assert ran.returncode == 0, ran.stderr
-    meta = loader.read_meta('d')
+    meta = data.read_meta('d')
     train, val = (bytes(np.fromfile(f'd/{name}.bin', dtype='<u2').astype(np.uint8)) for name in ('train', 'val'))
     assert meta['tokenizer'] == {'kind': 'byte'} and train.isascii() and len(train) > 3_000_000 and 0.03 < len(val) / len(train) < 0.2
     assert b'def dataclass(' in train + val and b'site-packages' not in ran.stdout.encode()
@@ -287,6 +287,6 @@ def test_own_text_from_several_files(kind, request, monkeypatch):
     open('b.txt', 'w', encoding='utf-8').write('<|endoftext|> is text here ' * 40)
     ran = run_script('data/prepare.py', 'a.txt', 'b.txt', f'--tokenizer={kind}', '--out', 'd')
     assert ran.returncode == 0, ran.stderr
-    meta = loader.read_meta('d')
+    meta = data.read_meta('d')
     ids = [i for name in ('train', 'val') for i in np.fromfile(f'd/{name}.bin', dtype='<u2').tolist()]
     assert from_json(meta['tokenizer']).decode(ids) == 'Grüße ' * 40 + '\n' + '<|endoftext|> is text here ' * 40 and 50256 not in ids

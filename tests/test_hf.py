@@ -1,4 +1,4 @@
-"""interop.py against transformers: its GPT-2 and ours, with the same weights, say the same."""
+"""hf.py against transformers: its GPT-2 and ours, with the same weights, say the same."""
 
 import json
 import os
@@ -9,10 +9,9 @@ import pytest
 import torch
 from conftest import settings, sha256_of
 
-import checkpoint
 import export
-import interop
 import train
+from gradus import checkpoint, hf
 from model import GPT
 
 SIZES = dict(n_layer=2, n_head=3, n_embd=12, n_positions=10, vocab_size=17)
@@ -20,10 +19,10 @@ SIZES = dict(n_layer=2, n_head=3, n_embd=12, n_positions=10, vocab_size=17)
 
 def hf_gpt2(folder, **changes):
     """A GPT2LMHeadModel with every weight random, saved to `folder`."""
-    hf = pytest.importorskip('transformers', reason='the outsider to compare with: pip install transformers')
+    transformers = pytest.importorskip('transformers', reason='the outsider to compare with: pip install transformers')
     pytest.importorskip('safetensors', reason='the format of the weights: pip install safetensors')
     torch.manual_seed(3)
-    model = hf.GPT2LMHeadModel(hf.GPT2Config(**{**SIZES, 'bos_token_id': 0, 'eos_token_id': 0, **changes})).eval()
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**{**SIZES, 'bos_token_id': 0, 'eos_token_id': 0, **changes})).eval()
     with torch.no_grad():
         for p in model.parameters():
             p.normal_(std=0.4).add_(0.5 if p.dim() == 1 else 0.0)
@@ -41,7 +40,7 @@ def config_with(folder, **changes):
 
 def assert_same(theirs, source):
     """Our GPT with the weights in `source` has the logits of `theirs`; returns it."""
-    model = GPT.from_state(*interop.load_gpt2(str(source))).eval()
+    model = GPT.from_state(*hf.load_gpt2(str(source))).eval()
     idx = torch.randint(17, (3, 10), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         torch.testing.assert_close(model(idx, idx)[0], theirs(idx).logits, atol=1e-4, rtol=1e-4)
@@ -49,8 +48,8 @@ def assert_same(theirs, source):
 
 
 def error_of(source):
-    with pytest.raises(interop.InteropError) as e:
-        interop.load_gpt2(str(source))
+    with pytest.raises(hf.InteropError) as e:
+        hf.load_gpt2(str(source))
     assert '\n' not in str(e.value) and str(source) in str(e.value)
     return str(e.value)
 
@@ -65,7 +64,7 @@ def test_logits_are_those_of_transformers(changes, tmp_path):
 
 def test_config_is_ours(tmp_path):
     hf_gpt2(tmp_path, n_inner=20, tie_word_embeddings=False, activation_function='gelu')
-    assert interop.load_gpt2(str(tmp_path))[0] == dict(n_layer=2, n_head=3, n_embd=12, block_size=10, vocab_size=17, bias=True,
+    assert hf.load_gpt2(str(tmp_path))[0] == dict(n_layer=2, n_head=3, n_embd=12, block_size=10, vocab_size=17, bias=True,
                                                        mlp='gelu', n_inner=20, tie_weights=False)
 
 
@@ -131,7 +130,7 @@ def test_config_without_a_size(tmp_path):
 
 def test_weights_of_something_else(tmp_path):
     with pytest.raises(ValueError, match='transformer.wte.weight') as e:
-        GPT.from_state(*interop.load_gpt2(config_with(tmp_path)))
+        GPT.from_state(*hf.load_gpt2(config_with(tmp_path)))
     assert '\n' not in str(e.value)
 
 
@@ -164,12 +163,12 @@ def test_weights_to_share_are_those_of_the_run(place, tied, capsys):
     with safetensors.safe_open('out/model.safetensors', 'pt') as f:
         assert sha256_of({name: f.get_tensor(name) for name in f.keys()}) == sha256_of(state['model'])
         assert json.loads(f.metadata()['model_args']) == state['model_args'] and json.loads(f.metadata()['tokenizer']) == state['tokenizer']
-    with pytest.raises(interop.InteropError, match='^no/such/folder/x: could not be written [^\n]*$'):
+    with pytest.raises(hf.InteropError, match='^no/such/folder/x: could not be written [^\n]*$'):
         export.main(export.ExportConfig(file='no/such/folder/x'))
 
 
 def test_export_without_safetensors(place, monkeypatch):
     train.main(settings(max_iters=1))
     monkeypatch.setitem(sys.modules, 'safetensors.torch', None)
-    with pytest.raises(interop.InteropError, match='pip install safetensors'):
+    with pytest.raises(hf.InteropError, match='pip install safetensors'):
         export.main(export.ExportConfig())

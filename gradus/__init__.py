@@ -1,0 +1,1 @@
+"""The library behind the scripts. Imports go one way: scripts -> gradus -> model.py."""

@@ -1,0 +1,89 @@
+"""The architecture of the repo in one test: scripts import gradus, gradus imports model.py, nothing goes the other way."""
+
+import ast
+import sys
+
+import pytest
+from conftest import REPO
+
+SCRIPTS = {'train', 'sample', 'mlp_mnist', 'export', 'bench'}
+
+# The modules of gradus/, top first: a module may import those below it.
+FLOORS = ['pretrained', 'hf', 'checkpoint', 'parallel', 'optim', 'evaluation', 'sampling', 'inference',
+          'digits', 'data', 'tokenizer', 'configurator', 'errors', 'files']
+
+CORE = {'torch', 'numpy', 'tiktoken', 'tqdm'}
+OPTIONAL = {'PIL', 'safetensors', 'huggingface_hub', 'wandb', 'datasets', 'gguf', 'xllamacpp'}
+
+
+def imports(path):
+    """(name, lazily?) of every module that the file imports; 'gradus.x' for x of ours; lazily = inside a function."""
+    tree = ast.parse(path.read_text(encoding='utf-8'))
+    eager = [node for node in tree.body if not isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+    eager = set(ast.walk(ast.Module(body=eager, type_ignores=[])))
+    for node in ast.walk(tree):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module == 'gradus':
+            names = [f'gradus.{alias.name}' for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module]
+        for name in names:
+            yield name if name.startswith('gradus') else name.split('.')[0], node not in eager
+
+
+def from_outside(name, lazily):
+    """May any file of ours import this: the standard library, a core package, or, inside a function, an optional one?"""
+    return name in sys.stdlib_module_names | CORE or name in OPTIONAL and lazily
+
+
+def ours(names):
+    return {f'gradus.{name}' for name in names}
+
+
+def test_model_stands_alone():
+    for name, _ in imports(REPO / 'model.py'):
+        assert name in sys.stdlib_module_names | {'torch'}, f'model.py imports {name}'
+
+
+@pytest.mark.parametrize('module', FLOORS)
+def test_a_module_imports_only_what_is_below_it(module):
+    below = ours(FLOORS[FLOORS.index(module) + 1:]) | {'model'}
+    for name, lazily in imports(REPO / 'gradus' / f'{module}.py'):
+        assert name in below or from_outside(name, lazily), f'gradus/{module}.py imports {name}'
+
+
+@pytest.mark.parametrize('path', [f'{name}.py' for name in sorted(SCRIPTS)]
+                         + sorted(p.relative_to(REPO).as_posix() for p in REPO.glob('data/**/*.py')))
+def test_a_script_imports_no_script(path):
+    for name, lazily in imports(REPO / path):
+        assert name in ours(FLOORS) | {'model'} or from_outside(name, lazily), f'{path} imports {name}'
+
+
+def test_benchmarks_may_import_scripts():
+    """They measure them."""
+    for path in (REPO / 'benchmarks').glob('*.py'):
+        for name, lazily in imports(path):
+            known = ours(FLOORS) | SCRIPTS | {'model', 'benchmarks'}
+            assert name in known or name.startswith('benchmarks.') or from_outside(name, lazily), f'{path} imports {name}'
+
+
+def test_every_module_has_its_floor():
+    assert {p.stem for p in REPO.glob('gradus/*.py')} == {*FLOORS, '__init__'}
+    assert {p.stem for p in REPO.glob('*.py')} == SCRIPTS | {'model'}
+
+
+def test_what_these_tests_would_find(tmp_path):
+    """Negative control: imports are seen wherever they hide."""
+    (tmp_path / 'x.py').write_text('from gradus import data\nfrom gradus.files import write\n'
+                                   'def f():\n    from wandb.sdk import init\nif 1:\n    import train as t\n')
+    found = [('gradus.data', False), ('gradus.files', False), ('train', False), ('wandb', True)]
+    assert sorted(imports(tmp_path / 'x.py')) == found
+
+
+@pytest.mark.parametrize('path', sorted(p.relative_to(REPO).as_posix()
+                                        for part in ('*', 'gradus/*', 'benchmarks/*', 'config/*', 'data/**/*', 'tests/*')
+                                        for p in REPO.glob(part + '.py')))
+def test_files_stay_short(path):
+    assert len((REPO / path).read_text(encoding='utf-8').splitlines()) <= 430
