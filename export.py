@@ -7,7 +7,7 @@ Write a run's weights as safetensors, to give them away: a file of tensors and t
 import os
 from dataclasses import dataclass
 
-from gradus import checkpoint, configurator, hf
+from gradus import checkpoint, configurator, hf, pretrained
 
 
 @dataclass
@@ -17,16 +17,13 @@ class ExportConfig:
     file: str = ''                    # where to write; empty: model.safetensors in out_dir
 
 
-ERRORS = (checkpoint.CheckpointError, hf.InteropError)
-
-
 def main(cfg):
-    path = checkpoint.find(cfg.out_dir, cfg.checkpoint)
-    state = checkpoint.load(path)
+    found = pretrained.load_checkpoint(checkpoint.find(cfg.out_dir, cfg.checkpoint))
     file = cfg.file or os.path.join(cfg.out_dir, 'model.safetensors')
-    hf.save_safetensors(file, state['model'], model_args=state['model_args'], tokenizer=state.get('tokenizer'), iter_num=state.get('iter_num'))
-    print(f"{file}: {len(state['model'])} tensors of {path}; model_args and tokenizer are in its metadata")
+    hf.save_safetensors(file, found.weights, model_args=checkpoint.model_args(found.config), tokenizer=found.tokenizer,
+                        iter_num=found.iter_num)
+    print(f'{file}: {len(found.weights)} tensors of {found.source}; model_args and tokenizer are in its metadata')
 
 
 if __name__ == '__main__':
-    configurator.run(main, ExportConfig, ERRORS)
+    configurator.launch(main, ExportConfig)

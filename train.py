@@ -2,7 +2,7 @@
 Train a GPT.
 
     python train.py config/quickstart.py                          on whatever this machine has
-    python train.py config/quickstart.py --max_iters=100          the same, one setting changed
+    python train.py config/quickstart.py --max_iters=100          the same, with one setting changed
     torchrun --standalone --nproc_per_node=8 train.py config/train_gpt2.py
 
 Everything random in iteration i depends on (seed, i) alone: the same command gives the same weights,
@@ -14,40 +14,40 @@ import os
 import signal
 import sys
 import time
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 
 import torch
-from torch.nn.parallel import DistributedDataParallel as DDP
 from tqdm import tqdm
 
-from gradus import checkpoint, configurator, data, evaluation, hf, optim, parallel, sampling
-from gradus import tokenizer as tokenizers
-from model import GPT, GPTConfig, ModelError
+from gradus import checkpoint, configurator, data, evaluation, optim, parallel, pretrained, sampling
+from gradus.errors import UserError, warn
+from gradus.log import Log, losses_line, sizes_line, start_wandb, step_line
+from model import GPT, GPTConfig
 
 
 @dataclass
 class TrainConfig:
-    # what goes where
+    # files
     out_dir: str = 'out'              # folder of the run: ckpt.pt (last state), best.pt (best weights), log.jsonl
-    init_from: str = 'scratch'        # scratch, resume (out_dir's ckpt.pt), auto (resume if there is one), gpt2 ... gpt2-xl, or a folder
+    init_from: str = 'scratch'        # scratch, resume (from ckpt.pt), auto (resume if possible), gpt2*, or a folder
     eval_interval: int = 2000         # iterations between evaluations
-    eval_iters: int = 200             # batches for each evaluation, always the same ones; 0 = the whole split
+    eval_iters: int = 200             # batches in an evaluation, always the same ones; 0 = the whole split
     eval_only: bool = False           # evaluate once, write nothing
     log_interval: int = 1             # iterations between loss lines
     always_save_checkpoint: bool = True  # save at every evaluation, or only when val improves (and at the end)
-    checkpoint_interval: int = 0      # save between evaluations as well, every so many iterations; 0 = no
-    skip_nonfinite: int = 0           # steps in a row whose loss or gradient may be no number: they are skipped; one more ends the run
-    sample_tokens: int = 300          # tokens of the sample shown at the end; 0 = none
-    wandb_log: bool = False           # report to Weights & Biases too (pip install wandb)
+    checkpoint_interval: int = 0      # also save every so many iterations, between evaluations; 0 = off
+    skip_nonfinite: int = 0           # skip up to N consecutive non-finite steps (NaN, infinity), then stop
+    sample_tokens: int = 300          # length of the sample shown at the end; 0 = none
+    wandb_log: bool = False           # also log to Weights & Biases (pip install wandb)
     wandb_project: str = 'owt'
     wandb_run_name: str = 'gpt2'
     # data
     dataset: str = 'openwebtext'      # folder in data/
-    gradient_accumulation_steps: int = 40  # micro-batches that make one step, over all processes
+    gradient_accumulation_steps: int = 40  # micro-batches in one step, over all processes
     batch_size: int = 12              # sequences in a micro-batch
-    block_size: int = 1024            # tokens in a sequence: the context
-    data_order: str = 'random'        # windows anywhere in the text, or shuffled: each part once, in random order, then again
-    # model; model.py tells what each means
+    block_size: int = 1024            # tokens in a sequence: the context length
+    data_order: str = 'random'        # random: windows anywhere; shuffled: every part of the text once per epoch
+    # model; model.py explains each field
     n_layer: int = 12
     n_head: int = 12
     n_embd: int = 768
@@ -62,338 +62,369 @@ class TrainConfig:
     rope_theta: float = 10000.0
     n_inner: int = 0                  # 0 = 4 n_embd, for swiglu 8/3
     # optimizer
-    optimizer: str = 'adamw'          # adamw, or muon: Muon for the matrices of the blocks, AdamW for the rest (learning_rate about 0.02)
-    learning_rate: float = 6e-4       # at its highest
-    max_iters: int = 600000           # iterations (optimizer steps) in all
+    optimizer: str = 'adamw'          # adamw, or muon for the blocks' matrices (learning_rate about 0.02)
+    learning_rate: float = 6e-4       # maximum
+    max_iters: int = 600000           # total iterations (optimizer steps)
     weight_decay: float = 1e-1
     beta1: float = 0.9
     beta2: float = 0.95
-    grad_clip: float = 1.0            # longest gradient allowed; 0 = any
-    # learning rate over time
-    decay_lr: bool = True             # False: constant, no warm-up either
-    lr_schedule: str = 'cosine'       # cosine, or linear: constant, then straight down
-    cooldown: float = 0.4             # linear: the share of lr_decay_iters that goes down
+    grad_clip: float = 1.0            # clip gradients to this norm; 0 = off
+    # learning rate schedule
+    decay_lr: bool = True             # False: constant, without warm-up
+    lr_schedule: str = 'cosine'       # cosine, or linear: constant, then linear decay
+    cooldown: float = 0.4             # linear: the fraction of lr_decay_iters in which it decays
     warmup_iters: int = 2000
-    lr_decay_iters: int = 600000      # where min_lr is reached; usually max_iters
+    lr_decay_iters: int = 600000      # when min_lr is reached; usually max_iters
     min_lr: float = 6e-5
-    # machine
+    # system
     seed: int = 1337
     device: str = 'auto'              # auto, cpu, cuda, cuda:N, mps
     dtype: str = 'auto'               # auto, float32, bfloat16, float16 (with loss scaling)
     compile: bool | str = 'auto'      # torch.compile: auto (on CUDA), True, False
     backend: str = 'auto'             # between processes: auto, nccl, gloo
-    deterministic: bool = False       # on CUDA: the same bits in every run, but slower; the CPU is so anyway
+    deterministic: bool = False       # on CUDA: bit-identical runs, but slower; the CPU is deterministic anyway
 
 
-NANOGPT_MODEL_ARGS = ('n_layer', 'n_head', 'n_embd', 'block_size', 'bias', 'vocab_size', 'dropout')
+@dataclass
+class Progress:
+    """What a resumed run must know besides weights and optimizer. Each field is a key of ckpt.pt."""
+    iter_num: int = 0                 # steps taken
+    best_val_loss: float = math.inf
+    elapsed_s: float = 0.0            # training time so far, in seconds
+    evaluated: bool = False           # is the evaluation due at iter_num done?
+
+    @classmethod
+    def from_checkpoint(cls, state):
+        """nanoGPT saves iter_num and best_val_loss only, right after an evaluation."""
+        stored = {f.name: state[f.name] for f in fields(cls) if f.name in state}
+        return cls(**{'evaluated': True, **stored})
 
 
-class TrainError(ValueError):
-    """A run that cannot go on, in one line."""
-
-
-ERRORS = (TrainError, ModelError, data.DataError, checkpoint.CheckpointError, tokenizers.TokenizerError, parallel.DeviceError, hf.InteropError)
-
+# ---------------------------------------------------------------------------- settings
 
 def check(cfg):
-    """Raise ConfigError for values that make no sense; warn of those that nanoGPT's users regret."""
-    at_least_1 = dict.fromkeys(('eval_interval', 'log_interval', 'gradient_accumulation_steps', 'batch_size'), (1, None))
-    at_least_0 = dict.fromkeys(('eval_iters', 'checkpoint_interval', 'skip_nonfinite', 'sample_tokens', 'max_iters', 'learning_rate', 'min_lr', 'weight_decay',
-                                'grad_clip', 'warmup_iters', 'lr_decay_iters'), (0, None))
-    configurator.in_range(cfg, **at_least_1, **at_least_0, cooldown=(0, 1), beta1=(0, 0.999999), beta2=(0, 0.999999), seed=(0, 2 ** 63))
-    configurator.one_of(cfg, dtype=('auto', *parallel.DTYPES), compile=('auto', True, False), backend=('auto', 'nccl', 'gloo'),
-                        lr_schedule=optim.SCHEDULES, optimizer=optim.OPTIMIZERS, data_order=data.ORDERS)
-    model_config(cfg, vocab_size=1)
+    """Raise UserError for settings that make no sense; warn about those that nanoGPT's users regret."""
+    at_least_1 = ('eval_interval', 'log_interval', 'gradient_accumulation_steps', 'batch_size')
+    at_least_0 = ('eval_iters', 'checkpoint_interval', 'skip_nonfinite', 'sample_tokens', 'max_iters', 'learning_rate',
+                  'min_lr', 'weight_decay', 'grad_clip', 'warmup_iters', 'lr_decay_iters')
+    configurator.in_range(cfg, **dict.fromkeys(at_least_1, (1, None)), **dict.fromkeys(at_least_0, (0, None)))
+    configurator.in_range(cfg, cooldown=(0, 1), beta1=(0, 0.999999), beta2=(0, 0.999999), seed=(0, 2 ** 63))
+    configurator.one_of(cfg, dtype=('auto', *parallel.DTYPES), compile=('auto', True, False),
+                        backend=('auto', 'nccl', 'gloo'), lr_schedule=optim.SCHEDULES, optimizer=optim.OPTIMIZERS,
+                        data_order=data.ORDERS)
     configurator.own_folder(cfg.out_dir)
+    model_config(cfg, vocab_size=1)
+
     if cfg.decay_lr and cfg.lr_decay_iters > 2 * cfg.max_iters:
-        warn(f'lr_decay_iters={cfg.lr_decay_iters} is far beyond max_iters={cfg.max_iters}: the learning rate will hardly fall')
+        warn(f'lr_decay_iters={cfg.lr_decay_iters} is far beyond max_iters={cfg.max_iters}: '
+             'the learning rate will hardly decay')
     if cfg.decay_lr and 0 < cfg.max_iters <= cfg.warmup_iters:
-        warn(f'warmup_iters={cfg.warmup_iters} is not less than max_iters={cfg.max_iters}: the learning rate will never reach its height')
-
-
-def warn(text):
-    if os.environ.get('RANK', '0') == '0':
-        print(f'warning: {text}', file=sys.stderr)
+        warn(f'warmup_iters={cfg.warmup_iters} is not less than max_iters={cfg.max_iters}: '
+             'the learning rate will never reach its maximum')
 
 
 def model_config(cfg, vocab_size):
-    """The GPTConfig that the settings describe."""
-    return GPTConfig(vocab_size=vocab_size, **{f.name: getattr(cfg, f.name) for f in fields(GPTConfig) if f.name != 'vocab_size'})
+    """The GPTConfig that the settings describe. Raises UserError for a shape that cannot be built."""
+    shape = {f.name: getattr(cfg, f.name) for f in fields(GPTConfig) if f.name != 'vocab_size'}
+    try:
+        return GPTConfig(vocab_size=vocab_size, **shape)
+    except ValueError as e:
+        raise UserError(str(e)) from e
 
 
-def model_args(config):
-    """What a checkpoint says of a model: nanoGPT's seven fields, and of ours those that are not GPT-2's."""
-    return {f.name: value for f in fields(config)
-            if (value := getattr(config, f.name)) != f.default or f.name in NANOGPT_MODEL_ARGS}
+def get_lr(cfg, iter_num):
+    """The learning rate of step iter_num."""
+    if not cfg.decay_lr:
+        return cfg.learning_rate
+    return optim.learning_rate_at(iter_num, cfg.learning_rate, cfg.min_lr, cfg.warmup_iters, cfg.lr_decay_iters,
+                                  cfg.lr_schedule, cfg.cooldown)
 
 
-def build_model(cfg, run, meta):
-    """The model on its device, and the checkpoint that it came from (empty if it is new)."""
+# ---------------------------------------------------------------------------- setup
+
+def setup(cfg, worker, resume):
+    """
+    Find everything that can be wrong, and load everything that the loop needs, before anything is written.
+    Returns the dataset, the model on its device, optimizer, loss scaler and progress.
+    """
+    if worker.note:
+        worker.print(f'note: {worker.note}')
+    worker.shard(cfg.batch_size * cfg.gradient_accumulation_steps)
+
+    # data
+    folder = os.path.join('data', cfg.dataset)
+    if worker.is_main:
+        data.prepare(folder, 'train.bin')
+    worker.barrier()
+    meta = data.read_meta(folder)
+
+    # model
+    model, state = build_model(cfg, worker, meta, resume)
+    dataset = data.open_dataset(folder, meta, model.config)
+
+    # optimizer
+    betas = (cfg.beta1, cfg.beta2)
+    optimizer = optim.build(model, cfg.optimizer, cfg.weight_decay, cfg.learning_rate, betas, worker.dtype)
+    scaler = torch.amp.GradScaler(worker.device.type, enabled=worker.dtype == torch.float16)
+    if not resume:
+        return dataset, model, optimizer, scaler, Progress()
+
+    # the rest of the checkpoint
+    ckpt_path = os.path.join(cfg.out_dir, 'ckpt.pt')
+    optim.load_state(optimizer, state, ckpt_path, scaler)
+    if changes := worker.changes_since(state.get('machine', {})):
+        worker.print(f'warning: {ckpt_path} was written with {changes}: the run continues, but not bit for bit')
+    return dataset, model, optimizer, scaler, Progress.from_checkpoint(state)
+
+
+def build_model(cfg, worker, meta, resume=False):
+    """The model on its device, and the checkpoint that it came from (empty if there is none)."""
     state = {}
     torch.manual_seed(cfg.seed)
-    path = os.path.join(cfg.out_dir, 'ckpt.pt')
-    if cfg.init_from == 'resume' or cfg.init_from == 'auto' and checkpoint.exists(path):
-        state = checkpoint.load(path, repair=run.main)
-        check_same_sizes(cfg, state, meta, path)
-        model = GPT.from_state(state['model_args'], state['model'], path, dropout=cfg.dropout)
+    if resume:
+        path = os.path.join(cfg.out_dir, 'ckpt.pt')
+        state = checkpoint.load(path, repair=worker.is_main)
+        pretrained.check_same_run(cfg, state, meta, path)
+        model = pretrained.gpt_from_weights(state['model_args'], state['model'], path, dropout=cfg.dropout)
     elif cfg.init_from in ('scratch', 'auto'):
-        # GPT-2's vocabulary is padded to a multiple of 64, for faster matmuls, as nanoGPT does it.
-        model = GPT(model_config(cfg, 50304 if meta['vocab_size'] == 50257 else meta['vocab_size']))
-    elif cfg.init_from.startswith('gpt2') or os.path.isdir(cfg.init_from):
-        args, weights = hf.load_gpt2(cfg.init_from)
-        model = GPT.from_state(args, weights, cfg.init_from, dropout=cfg.dropout)
-        model.crop_block_size(cfg.block_size)
+        # GPT-2's vocabulary is padded to a multiple of 64, for faster matmuls, as in nanoGPT.
+        vocab_size = 50304 if meta['vocab_size'] == 50257 else meta['vocab_size']
+        model = GPT(model_config(cfg, vocab_size))
     else:
-        raise configurator.ConfigError(f'init_from={cfg.init_from}: expected scratch, resume, auto, gpt2, gpt2-medium, gpt2-large, gpt2-xl, '
-                                       'or a folder with config.json and model.safetensors')
-    return model.to(run.device), state
+        found = pretrained.load(cfg.init_from, or_else='scratch, resume, auto')
+        model = pretrained.build(found, dropout=cfg.dropout)
+        if cfg.block_size > model.config.block_size:
+            raise UserError(f'block_size={cfg.block_size}: expected at most {model.config.block_size}, '
+                            f'the context of {cfg.init_from}')
+        model.crop_block_size(cfg.block_size)
+    return model.to(worker.device), state
 
 
-def check_same_sizes(cfg, state, meta, path):
-    """A run can only be resumed with the sizes and the tokenizer that it has."""
-    was = state.get('config', {})
-    for f in fields(GPTConfig):
-        if f.name in ('vocab_size', 'dropout'):
-            continue
-        has, wanted = state['model_args'].get(f.name, f.default), getattr(cfg, f.name)
-        if wanted != has and wanted != was.get(f.name):          # the latter: a gpt2 run, whose sizes no config set
-            raise checkpoint.CheckpointError(f'{path} has {f.name}={has}, but the settings say {f.name}={wanted}; '
-                                             'resume with the config of that run, or give another --out_dir')
-    has = state['model_args'].get('vocab_size', 0)
-    if meta['vocab_size'] > max(has, 50304 * (has == 50257)) or state.get('tokenizer', meta['tokenizer']) != meta['tokenizer']:
-        raise checkpoint.CheckpointError(f"{path} was trained with another tokenizer (vocab_size={has}) than data/{cfg.dataset} has "
-                                         f"(vocab_size={meta['vocab_size']}); use the same --dataset")
-
+# ---------------------------------------------------------------------------- one step
 
 def seed_step(cfg, step, rank):
     """Dropout in iteration `step` depends on (seed, step, rank), not on what was drawn before."""
-    torch.manual_seed(parallel.seed_of(cfg.seed, step, rank))
+    torch.manual_seed(parallel.seed_from(cfg.seed, step, rank))
 
 
-def train_step(model, optimizer, scaler, tokens, step, cfg, run):
+def train_step(model, optimizer, scaler, tokens, step, cfg, worker):
     """
-    One step on batch `step`. Returns this rank's mean loss and the gradient's length, as tensors, and whether the step was
-    taken: with a loss or gradient that is no finite number (in float16 only the loss counts, scaling copes) it is not.
+    One optimizer step on batch `step`. Returns this rank's mean loss and the gradient norm, as tensors, and whether the
+    step was taken: it is not if loss or gradient is not finite on any rank (in float16 only the loss counts, because
+    loss scaling deals with gradients).
     """
-    if cfg.dropout:                                   # nothing else is random in a step, and torch needs a millisecond for it
-        seed_step(cfg, step, run.rank)
+    if cfg.dropout:                                   # nothing else is random, and seeding takes a millisecond
+        seed_step(cfg, step, worker.rank)
+
+    # This rank's part of the global batch.
     starts = tokens.batch_starts(cfg.seed, step, cfg.batch_size * cfg.gradient_accumulation_steps, cfg.data_order)
-    starts = starts[run.share(len(starts))]
-    loss_sum = 0.0
+    starts = starts[worker.shard(len(starts))]
+
+    # Forward and backward, one micro-batch at a time; gradients add up.
+    total_loss = 0.0
     for i in range(0, len(starts), cfg.batch_size):
-        micro = starts[i:i + cfg.batch_size]
-        x, y = run.put(*tokens.windows(micro))                                  # (B, T) each
-        if run.world_size > 1:                        # DDP adds up once, at the end
+        micro_starts = starts[i:i + cfg.batch_size]
+        x, y = worker.to_device(*tokens.windows(micro_starts))                  # (B, T) each
+        if worker.world_size > 1:                     # DDP averages the gradients once, after the last one
             model.require_backward_grad_sync = i + cfg.batch_size >= len(starts)
-        with run.autocast():
+        with worker.autocast():
             _, loss = model(x, y)
-            loss = loss * (len(micro) / len(starts))          # the mean over all of them, not of the micro-batch
+            loss = loss * (len(micro_starts) / len(starts))     # the mean over all of them, not over the micro-batch
         scaler.scale(loss).backward()
-        loss_sum = loss_sum + loss.detach()
+        total_loss = total_loss + loss.detach()
+
+    # Stop here if the numbers are useless, on any rank. This is where a GPU is waited for.
     scaler.unscale_(optimizer)
     params = [p for p in model.parameters() if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm([p.grad for p in params])
-    finite = loss_sum.isfinite() & (norm.isfinite() | scaler.is_enabled())
-    if run.sum(~finite)[0]:                           # on any rank; this is where a GPU is waited for
-        scaler.update()
-        optimizer.zero_grad(set_to_none=True)
-        return loss_sum, norm, False
-    if cfg.grad_clip and norm > cfg.grad_clip:        # else it would only multiply by 1
-        torch.nn.utils.clip_grads_with_norm_(params, cfg.grad_clip, norm)
-    scaler.step(optimizer)
+    grad_norm = torch.nn.utils.get_total_norm([p.grad for p in params])
+    finite = total_loss.isfinite() & (grad_norm.isfinite() | scaler.is_enabled())
+    taken = not worker.sum(~finite)[0]
+
+    # Update the weights.
+    if taken:
+        if cfg.grad_clip and grad_norm > cfg.grad_clip:
+            torch.nn.utils.clip_grads_with_norm_(params, cfg.grad_clip, grad_norm)
+        scaler.step(optimizer)
     scaler.update()
     optimizer.zero_grad(set_to_none=True)
-    return loss_sum, norm, True
+    return total_loss, grad_norm, taken
+
+
+# ---------------------------------------------------------------------------- the loop
+
+def train(cfg, worker, interrupt):
+    """Train until max_iters or a signal. Returns the number of the signal, or 0."""
+    ckpt_path = os.path.join(cfg.out_dir, 'ckpt.pt')
+    best_path = os.path.join(cfg.out_dir, 'best.pt')
+    resume = cfg.init_from == 'resume' or cfg.init_from == 'auto' and checkpoint.exists(ckpt_path)
+    dataset, model, optimizer, scaler, progress = setup(cfg, worker, resume)
+
+    compiled = torch.compile(model) if worker.compile else model
+    ddp = worker.distribute(compiled)
+    tokens_per_iter = cfg.batch_size * cfg.gradient_accumulation_steps * cfg.block_size
+    flops_per_token = model.flops_per_token()
+    worker.print(sizes_line(model, worker, dataset, tokens_per_iter))
+
+    if cfg.eval_only:
+        losses = estimate_loss(compiled, dataset, cfg, worker)
+        worker.print(losses_line(progress.iter_num, losses))
+        return 0
+    if resume and progress.iter_num >= cfg.max_iters:
+        worker.print(f'{ckpt_path} is at iteration {progress.iter_num} already; raise --max_iters to continue')
+        return 0
+
+    # From here on the run's folder is ours to write to.
+    wandb = start_wandb(cfg) if cfg.wandb_log and worker.is_main else None
+    if worker.is_main:
+        checkpoint.open_run(cfg.out_dir, resume)
+    log = Log(cfg.out_dir if worker.is_main else None, progress.iter_num, progress.evaluated, wandb)
+    bar = tqdm(total=cfg.max_iters, initial=progress.iter_num, unit='it', dynamic_ncols=True,
+               disable=None if worker.is_main else True)
+    start_time = time.perf_counter() - progress.elapsed_s
+    saved_at = progress.iter_num if resume else None  # the iteration that ckpt.pt holds
+    nonfinite_steps = 0                               # consecutive steps that were skipped
+    timed_steps, timed_seconds = 0, 0.0               # steps since the last loss line, and the time they took
+
+    while True:
+        it = progress.iter_num
+        lr = get_lr(cfg, it)
+        finished = it >= cfg.max_iters
+        interrupted = worker.max(interrupt.signal)
+        eval_due = it % cfg.eval_interval == 0
+        save_due = cfg.checkpoint_interval and it % cfg.checkpoint_interval == 0
+
+        # Evaluate, at regular intervals and at the end. The best weights so far become best.pt.
+        if (eval_due or finished) and not progress.evaluated and not interrupted:
+            losses = estimate_loss(compiled, dataset, cfg, worker)
+            worker.print(losses_line(it, losses))
+            val_loss = losses['val_loss']
+            if not math.isfinite(val_loss):
+                raise diverged(f'val loss is {val_loss}', it, lr, ckpt_path, saved_at)
+            improved = val_loss < progress.best_val_loss
+            progress.best_val_loss = min(val_loss, progress.best_val_loss)
+            progress.evaluated = eval_due
+            progress.elapsed_s = time.perf_counter() - start_time
+            log.write(iter=it, **losses, tokens=it * tokens_per_iter, lr=lr, elapsed_s=round(progress.elapsed_s, 3))
+            if improved and it > 0 and worker.is_main:
+                checkpoint.save(best_path, snapshot(cfg, model, dataset, progress))
+            save_due = save_due or improved or cfg.always_save_checkpoint
+
+        # Save everything that a resumed run needs as ckpt.pt.
+        if it == 0:
+            save_due = False                          # nothing is learned yet
+        if (save_due or finished or interrupted) and saved_at != it:
+            if worker.is_main:
+                state = snapshot(cfg, model, dataset, progress)
+                state.update(optimizer=optimizer.state_dict(), scaler=scaler.state_dict(), machine=worker.environment())
+                checkpoint.save(ckpt_path, state)
+            worker.print(f'saved {ckpt_path}')
+            saved_at = it
+
+        # Stop at the end, or if a signal asks for it.
+        if finished or interrupted:
+            break
+
+        # Take one step.
+        began = time.perf_counter()
+        optim.set_step(optimizer, it, lr)
+        loss, grad_norm, taken = train_step(ddp, optimizer, scaler, dataset.train, it, cfg, worker)
+        timed_seconds += time.perf_counter() - began
+        timed_steps += 1
+        progress.elapsed_s = time.perf_counter() - start_time
+
+        # Log it.
+        tokens = (it + 1) * tokens_per_iter
+        if not taken:
+            nonfinite_steps += 1
+            what = f'loss is {float(loss):.4g} and gradient norm {float(grad_norm):.4g}'
+            if nonfinite_steps > cfg.skip_nonfinite:
+                raise diverged(what, it, lr, ckpt_path, saved_at)
+            worker.print(f'iter {it}: {what}: skipped')
+            log.write(iter=it, skipped=what, tokens=tokens, lr=lr, elapsed_s=round(progress.elapsed_s, 3))
+        else:
+            nonfinite_steps = 0
+        if taken and it % cfg.log_interval == 0:
+            loss = worker.sum(loss)[0] / worker.world_size
+            dt = timed_seconds / timed_steps
+            speed = dict(tokens_per_s=round(tokens_per_iter / dt))
+            if worker.peak_flops:
+                speed['mfu'] = round(tokens_per_iter / dt * flops_per_token / worker.peak_flops, 4)
+            log.write(iter=it, loss=loss, grad_norm=float(grad_norm), tokens=tokens, **speed, lr=lr,
+                      elapsed_s=round(progress.elapsed_s, 3))
+            worker.print(step_line(it, loss, dt, speed))
+            bar.set_postfix(loss=f'{loss:.3f}', refresh=False)
+            timed_steps, timed_seconds = 0, 0.0
+
+        # On to the next iteration.
+        progress.iter_num += 1
+        progress.evaluated = False
+        bar.update()
+
+    bar.close()
+    log.close()
+    if interrupted:
+        worker.print(f'stopped by {signal.Signals(interrupted).name} at iteration {it}, saved in {ckpt_path}; '
+                     'continue with --init_from=resume')
+    elif worker.is_main:
+        print_summary(model, dataset.tokenizer, cfg, worker, progress)
+    return interrupted
+
+
+def estimate_loss(model, dataset, cfg, worker):
+    """Losses over fixed windows of both splits, as log.jsonl keeps them."""
+    n = cfg.eval_iters * cfg.batch_size
+    train_loss, _ = evaluation.evaluate(model, dataset.train, cfg.batch_size, n, worker)
+    val_loss, bits = evaluation.evaluate(model, dataset.val, cfg.batch_size, n, worker, dataset.byte_lengths)
+    losses = dict(train_loss=train_loss, val_loss=val_loss)
+    if bits:
+        losses['val_bits_per_byte'] = bits
+    return losses
+
+
+def snapshot(cfg, model, dataset, progress):
+    """What ckpt.pt and best.pt have in common: nanoGPT's keys, the tokenizer and the progress."""
+    return dict(model=model.state_dict(), model_args=checkpoint.model_args(model.config), config=asdict(cfg),
+                tokenizer=dataset.tokenizer_spec, **asdict(progress))
+
+
+def diverged(what, it, lr, ckpt_path, saved_at):
+    """The error that ends a run whose numbers have become useless."""
+    good = f'the last good checkpoint is {ckpt_path}, of iteration {saved_at}'
+    if not saved_at:
+        good = 'no checkpoint was saved before'
+    return UserError(f'iteration {it}: {what} at learning rate {lr:.3g}; {good}; lower --learning_rate, '
+                     'or allow some with --skip_nonfinite=N')
+
+
+def print_summary(model, tokenizer, cfg, worker, progress):
+    """Say what there is now, show a sample, and how to get more."""
+    print(f'done: best val loss {progress.best_val_loss:.4f}; {cfg.out_dir} holds ckpt.pt (to resume), '
+          'best.pt (best weights) and log.jsonl')
+    if tokenizer is not None and cfg.sample_tokens:
+        sampler = sampling.Sampler(temperature=0.8, top_k=200, seeds=[cfg.seed])
+        start = torch.tensor([[tokenizer.start_id]], device=worker.device)
+        model.eval()
+        with worker.autocast():
+            ids = model.generate(start, cfg.sample_tokens, sampler, tokenizer.n_vocab)
+        text = tokenizer.decode(ids[0, 1:].tolist())
+        print(f'a sample:\n---------------\n{text}\n---------------')
+    print(f'more samples: python sample.py --out_dir={cfg.out_dir}')
 
 
 def main(cfg):
     check(cfg)
-    run = parallel.start(cfg.device, cfg.dtype, cfg.compile, cfg.backend)
-    if cfg.deterministic or run.compile and run.device.type == 'cpu':   # else compiled threads add up an embedding's gradient in any order
-        parallel.be_deterministic()
+    worker = parallel.init(cfg.device, cfg.dtype, cfg.compile, cfg.backend)
+    # Compiled CPU threads would add up an embedding's gradient in any order.
+    if cfg.deterministic or worker.compile and worker.device.type == 'cpu':
+        parallel.set_deterministic()
     try:
         with parallel.Interrupt() as interrupt:
-            train(cfg, run, interrupt)
+            signal_number = train(cfg, worker, interrupt)
     finally:
-        run.close()
-
-
-def train(cfg, run, interrupt):
-    def say(text):
-        if run.main:
-            tqdm.write(text)
-
-    # ---- everything that can be wrong is found before anything is written
-    if run.note:
-        say(f'note: {run.note}')
-    run.share(cfg.batch_size * cfg.gradient_accumulation_steps)
-    folder, ckpt = os.path.join('data', cfg.dataset), os.path.join(cfg.out_dir, 'ckpt.pt')
-    if run.main:
-        data.prepare(folder, 'train.bin')
-    run.barrier()
-    meta = data.read_meta(folder)
-    try:
-        tokenizer = tokenizers.from_json(meta['tokenizer'])
-    except tokenizers.TokenizerError as e:
-        if meta['tokenizer'].get('kind') != 'gpt2':
-            raise
-        tokenizer = None                              # training goes on without text: no bits per byte, no sample
-        say(f'note: {e}')
-    model, state = build_model(cfg, run, meta)
-    splits = {name: data.Tokens(os.path.join(folder, f'{name}.bin'), meta['dtype'], model.config.vocab_size, cfg.block_size)
-              for name in ('train', 'val')}
-    optimizer = optim.build(model, cfg.optimizer, cfg.weight_decay, cfg.learning_rate, (cfg.beta1, cfg.beta2), run.dtype)
-    scaler = torch.amp.GradScaler(run.device.type, enabled=run.dtype == torch.float16)
-    if state:
-        try:
-            optim.load_state(optimizer, state['optimizer'])
-            scaler.load_state_dict(state.get('scaler') or scaler.state_dict())
-        except (KeyError, ValueError, TypeError) as e:
-            raise checkpoint.CheckpointError(f'{ckpt}: no optimizer state to resume from ({e})') from e
-        if differs := run.differs(state.get('machine', {})):
-            say(f'warning: {ckpt} was written with {differs}: the run goes on, but not bit for bit')
-    step = start = state.get('iter_num', 0)
-    resumed, was_evaluated = bool(state), state.get('evaluated', start % cfg.eval_interval == 0)
-    best_val_loss, elapsed_before = state.get('best_val_loss', math.inf), state.get('elapsed_s', 0.0)
-    byte_lengths = None
-    if tokenizer is not None:                         # (V,): 0 for ids that only pad the vocabulary
-        lengths = torch.from_numpy(tokenizer.byte_lengths())
-        byte_lengths = torch.nn.functional.pad(lengths, (0, model.config.vocab_size - len(lengths)))
-    wandb = start_wandb(cfg) if cfg.wandb_log and run.main and not cfg.eval_only else None
-    state = None                                      # its tensors are in model and optimizer now
-
-    fast = torch.compile(model) if run.compile else model
-    wrapped = DDP(fast, device_ids=[run.device] if run.device.type == 'cuda' else None) if run.world_size > 1 else fast
-    tokens_per_step, flops_per_token = cfg.batch_size * cfg.gradient_accumulation_steps * cfg.block_size, model.flops_per_token()
-    say(f'{model.num_params() / 1e6:.2f}M parameters, {run.device.type}, {str(run.dtype).removeprefix("torch.")}'
-        f'{", compiled" if run.compile else ""}; {tokens_per_step:,} tokens per iteration, '
-        f'{len(splits["train"]):,} tokens to learn from')
-
-    def losses():
-        """One evaluation, as log.jsonl keeps it and as a line to read."""
-        (train_loss, _), (val_loss, bpb) = (
-            evaluation.evaluate(fast, splits[name], cfg.batch_size, cfg.eval_iters * cfg.batch_size, run, byte_lengths) for name in ('train', 'val'))
-        line = f'step {step}: train loss {train_loss:.4f}, val loss {val_loss:.4f}, perplexity {math.exp(min(val_loss, 700)):.2f}'
-        say(line + (f', {bpb:.4f} bits per byte' if bpb else ''))
-        return dict(train_loss=train_loss, val_loss=val_loss, **(dict(val_bits_per_byte=bpb) if bpb else {}))
-
-    if cfg.eval_only:
-        losses()
-        return
-    if resumed and step >= cfg.max_iters:
-        say(f'{ckpt} is at iteration {step} already; raise --max_iters to go on')
-        return
-
-    # ---- from here on the run's folder is ours
-    log = None
-    if run.main:
-        checkpoint.open_run(cfg.out_dir, resumed)
-        log = checkpoint.Log(os.path.join(cfg.out_dir, 'log.jsonl'), start, was_evaluated)
-    bar = tqdm(total=cfg.max_iters, initial=start, disable=None if run.main else True, unit='it', dynamic_ncols=True)
-    began = now = time.perf_counter()
-    mark, marked = step, now                          # where the speed of the next loss line is counted from
-
-    def record(**values):
-        """One line of log.jsonl, on disk at once."""
-        entry = dict(iter=step, **values, lr=lr, elapsed_s=round(elapsed_before + time.perf_counter() - began, 3))
-        if log:
-            log.write(**entry)
-        if wandb:
-            wandb.log(entry, step=step)
-
-    def snapshot():
-        """What both checkpoint files hold."""
-        return dict(model=model.state_dict(), model_args=model_args(model.config), iter_num=step, best_val_loss=best_val_loss,
-                    config=configurator.plain(cfg), tokenizer=meta['tokenizer'])
-
-    def stop(what):
-        """The end of a run that makes no sense any more."""
-        good = f'the last good checkpoint is {ckpt}, of iteration {saved}' if saved else 'no checkpoint was saved before'
-        raise TrainError(f'iteration {step}: {what} at learning rate {lr:.3g}; {good}; lower --learning_rate, or allow some with --skip_nonfinite=N')
-
-    saved, skipped = start, 0
-    while True:
-        lr = cfg.learning_rate if not cfg.decay_lr else optim.learning_rate_at(
-            step, cfg.learning_rate, cfg.min_lr, cfg.warmup_iters, cfg.lr_decay_iters, cfg.lr_schedule, cfg.cooldown)
-        last, interrupted = step >= cfg.max_iters, run.sum(interrupt.signal)[0] if run.world_size > 1 else interrupt.signal
-        new = not (resumed and step == start)         # else this very state is on the disk
-        evaluated = was_evaluated and not new
-        due = cfg.checkpoint_interval and step % cfg.checkpoint_interval == 0
-        if (step % cfg.eval_interval == 0 or last) and not evaluated and not interrupted:
-            evaluated, values = True, losses()
-            if not math.isfinite(values['val_loss']):
-                stop(f"val loss is {values['val_loss']}")
-            improved = values['val_loss'] < best_val_loss
-            best_val_loss = min(best_val_loss, values['val_loss'])
-            record(**values, tokens=step * tokens_per_step)
-            if improved and step and run.main:
-                checkpoint.save(os.path.join(cfg.out_dir, 'best.pt'), snapshot())
-            due = due or improved or cfg.always_save_checkpoint
-        if new and (due and step or last or interrupted):
-            if run.main:
-                elapsed = elapsed_before + time.perf_counter() - began
-                checkpoint.save(ckpt, dict(**snapshot(), optimizer=optimizer.state_dict(), scaler=scaler.state_dict(), elapsed_s=elapsed,
-                                           evaluated=evaluated and step % cfg.eval_interval == 0, machine=run.machine()))
-                say(f'saved {ckpt}')
-            saved = step
-        if last or interrupted:
-            break
-        if step % cfg.eval_interval == 0 or saved == step:
-            mark, marked = step, time.perf_counter()
-
-        optim.set_step(optimizer, step, lr)
-        loss, norm, taken = train_step(wrapped, optimizer, scaler, splits['train'], step, cfg, run)
-        skipped = 0 if taken else skipped + 1
-        if not taken:
-            what = f'loss is {float(loss):.4g} and gradient norm {float(norm):.4g}'
-            if skipped > cfg.skip_nonfinite:
-                stop(what)
-            say(f'iter {step}: {what}: skipped')
-            record(skipped=what, tokens=(step + 1) * tokens_per_step)
-        elif step % cfg.log_interval == 0:
-            loss = run.sum(loss)[0] / run.world_size
-            now = time.perf_counter()
-            seconds = (now - marked) / (step + 1 - mark)
-            mark, marked = step + 1, now
-            speed = tokens_per_step / seconds
-            mfu = dict(mfu=round(speed * flops_per_token / run.peak_flops, 4)) if run.peak_flops else {}
-            record(loss=loss, grad_norm=float(norm), tokens=(step + 1) * tokens_per_step, tokens_per_s=round(speed), **mfu)
-            say(f'iter {step}: loss {loss:.4f}, time {seconds * 1000:.2f}ms, {speed:,.0f} tokens/s' + (f", mfu {mfu['mfu']:.1%}" if mfu else ''))
-            bar.set_postfix(loss=f'{loss:.3f}', refresh=False)
-        step += 1
-        bar.update()
-
-    bar.close()
-    if log:
-        log.close()
-    if interrupted:
-        number = interrupt.signal or signal.SIGTERM   # on a rank that got none itself
-        say(f'stopped by {signal.Signals(number).name} at iteration {step}, saved in {ckpt}; go on with --init_from=resume')
-        sys.exit(128 + number)
-    if run.main:
-        finish(model, tokenizer, cfg, run, best_val_loss)
-
-
-def finish(model, tokenizer, cfg, run, best_val_loss):
-    """Say what there is now, show a sample, and how to get more."""
-    print(f'done: best val loss {best_val_loss:.4f}; {cfg.out_dir} holds ckpt.pt (resume from it), best.pt (best weights) and log.jsonl')
-    if tokenizer is not None and cfg.sample_tokens:
-        model.eval()
-        with run.autocast():
-            ids = model.generate(torch.tensor([[tokenizer.start_id]], device=run.device), cfg.sample_tokens,
-                                 sampling.Sampler(temperature=0.8, top_k=200, seeds=[cfg.seed]), tokenizer.n_vocab)
-        print(f'a sample:\n---------------\n{tokenizer.decode(ids[0, 1:].tolist())}\n---------------')
-    print(f'more samples: python sample.py --out_dir={cfg.out_dir}')
-
-
-def start_wandb(cfg):
-    try:
-        import wandb
-    except ImportError as e:
-        raise configurator.ConfigError('wandb_log=True needs wandb; pip install wandb, or use --wandb_log=False') from e
-    wandb.init(project=cfg.wandb_project, name=cfg.wandb_run_name, config=configurator.plain(cfg))
-    return wandb
+        worker.close()
+    if signal_number:
+        sys.exit(128 + signal_number)
 
 
 if __name__ == '__main__':
-    configurator.run(main, TrainConfig, ERRORS)
+    configurator.launch(main, TrainConfig)

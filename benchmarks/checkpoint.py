@@ -1,55 +1,70 @@
-"""GPT-2 124M with AdamW: seconds of a save, of writing as many bytes, and of a step; what saving every 1,000 iterations costs."""
+"""
+What saving GPT-2 124M with AdamW costs: seconds of a save, of writing as many bytes, and of a training step, and how
+much a save every 1,000 iterations adds to a step.
+"""
 
 import argparse
 import os
 import statistics
 import tempfile
-import time
 
 import torch
 
-from benchmarks.paired import report
+from benchmarks.paired import report, seconds_of
 from gradus import checkpoint, optim
 from model import GPT, GPTConfig
 
 
-def checkpoint_cost(args):
-    model = GPT(GPTConfig())
-    optimizer = optim.build(model, 'adamw', 0.1, 1e-4, (0.9, 0.95))
-    ids = torch.randint(50257, (1, 1025))
+class Training:
+    """GPT-2 124M with AdamW, on one sequence of 1,024 tokens."""
 
-    def step():
-        _, loss = model(ids[:, :-1], ids[:, 1:])
+    def __init__(self):
+        self.model = GPT(GPTConfig())
+        self.optimizer = optim.build(self.model, 'adamw', 0.1, 1e-4, (0.9, 0.95))
+        self.ids = torch.randint(50257, (1, 1025))
+
+    def step(self):
+        _, loss = self.model(self.ids[:, :-1], self.ids[:, 1:])
         loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
 
-    def save(path):
-        checkpoint.save(path, dict(model=model.state_dict(), model_args={}, optimizer=optimizer.state_dict()))
+    def save(self, path):
+        state = dict(model=self.model.state_dict(), model_args={}, optimizer=self.optimizer.state_dict())
+        checkpoint.save(path, state)
 
-    def write(path):                                  # a new file each time, as a save is one
-        with open(path + '.tmp', 'wb') as f:
-            for _ in range(64):
-                f.write(block)
-            f.flush()
-            os.fsync(f.fileno())
-        if os.path.exists(path):
-            os.replace(path, path + '.prev')
-        os.replace(path + '.tmp', path)
 
-    step()
-    results = {'ours': [], 'theirs': [], 'step': []}
+def write_plainly(path, block, n):
+    """Write n blocks to a new file and flush it to disk, keeping the previous file, as a save does."""
+    with open(path + '.tmp', 'wb') as f:
+        for _ in range(n):
+            f.write(block)
+        f.flush()
+        os.fsync(f.fileno())
+    if os.path.exists(path):
+        os.replace(path, path + '.prev')
+    os.replace(path + '.tmp', path)
+
+
+def checkpoint_cost(args):
+    training = Training()
+    training.step()                                   # warms up, and gives AdamW its state
+
+    saves, writes, steps = [], [], []
     with tempfile.TemporaryDirectory(dir=args.folder) as tmp:
-        save(os.path.join(tmp, 'ckpt.pt'))
-        block = os.urandom(os.path.getsize(os.path.join(tmp, 'ckpt.pt')) // 64)
+        path = os.path.join(tmp, 'ckpt.pt')
+        training.save(path)
+        block = os.urandom(os.path.getsize(path) // 64)
         for _ in range(args.rounds):
-            for side, function in (('ours', lambda: save(os.path.join(tmp, 'ckpt.pt'))), ('theirs', lambda: write(os.path.join(tmp, 'plain'))), ('step', step)):
-                began = time.perf_counter()
-                function()
-                results[side].append(time.perf_counter() - began)
-    report(f'{len(block) * 64 / 1e9:.2f} GB, saved (ours) and merely written and flushed (theirs)', results['ours'], results['theirs'], 's')
-    seconds, a_step = statistics.median(results['ours']), statistics.median(results['step'])
-    print(f'a step of 1 x 1024 tokens: {a_step:.2f} s; saving every 1,000 iterations adds {seconds / 1000:.4f} s to each, {seconds / 1000 / a_step:.2%}')
+            saves.append(seconds_of(training.save, path))
+            writes.append(seconds_of(write_plainly, os.path.join(tmp, 'plain'), block, 64))
+            steps.append(seconds_of(training.step))
+
+    report(f'{len(block) * 64 / 1e9:.2f} GB', saves, writes, 's', sides=('checkpoint.save', 'plain write and flush'))
+    step = statistics.median(steps)
+    added = statistics.median(saves) / 1000
+    print(f'a step of 1 x 1024 tokens: {step:.2f} s; saving every 1,000 iterations adds {added:.4f} s to each, '
+          f'{added / step:.2%}')
 
 
 def main():

@@ -1,6 +1,8 @@
 """
-Tokens per second of one stream on the CPU, ours and llama.cpp's, with the same weights and threads, in turn: a GPT-2 of random
-weights, in 32 bits and in 8 (there Q8_0: a scale for 32 weights; here one for each row). Greedy texts must begin alike.
+Tokens per second of one greedy stream on the CPU, ours and llama.cpp's, interleaved, with the same weights and number
+of threads. The model is a GPT-2 with random weights, in 32 bits and in 8 (llama.cpp's Q8_0 has a scale for every 32
+weights, ours one for each row). The texts should start with the same tokens.
+
 Needs the packages gguf and xllamacpp: pip install gguf xllamacpp
 """
 
@@ -23,83 +25,154 @@ from benchmarks.paired import SHAPES, report
 from gradus import inference, parallel
 from model import GPT, GPTConfig
 
+PROMPT = [1, 2, 3]
+
+# Parts of our parameters' names, and what GGUF calls them.
 NAMES = {
-    'transformer.wte': 'token_embd', 'transformer.wpe': 'position_embd', 'transformer.ln_f': 'output_norm', 'transformer.h.': 'blk.', 'ln_1': 'attn_norm',
-    'attn.c_attn': 'attn_qkv', 'attn.c_proj': 'attn_output', 'ln_2': 'ffn_norm', 'mlp.c_fc': 'ffn_up', 'mlp.c_proj': 'ffn_down',
+    'transformer.wte': 'token_embd',
+    'transformer.wpe': 'position_embd',
+    'transformer.ln_f': 'output_norm',
+    'transformer.h.': 'blk.',
+    'ln_1': 'attn_norm',
+    'attn.c_attn': 'attn_qkv',
+    'attn.c_proj': 'attn_output',
+    'ln_2': 'ffn_norm',
+    'mlp.c_fc': 'ffn_up',
+    'mlp.c_proj': 'ffn_down',
 }
 
 
+# ---------------------------------------------------------------------------- the weights as a file for llama.cpp
+
 def write(model, path, bits):
-    """A GGUF file of the model, with a vocabulary of made-up words."""
+    """Write the model as a GGUF file, with a made-up vocabulary."""
     import gguf
-    c, out, q8 = model.config, gguf.GGUFWriter(path, 'gpt2'), gguf.GGMLQuantizationType.Q8_0
-    out.add_context_length(c.block_size)
-    out.add_embedding_length(c.n_embd)
-    out.add_block_count(c.n_layer)
-    out.add_feed_forward_length(c.hidden)
-    out.add_head_count(c.n_head)
-    out.add_layer_norm_eps(1e-5)
-    out.add_tokenizer_model('gpt2')
-    out.add_tokenizer_pre('gpt-2')
-    out.add_token_list([f'w{i}' for i in range(c.vocab_size)])
-    out.add_token_types([gguf.TokenType.NORMAL] * c.vocab_size)
-    out.add_token_merges(['w 0'])
-    out.add_eos_token_id(0)
-    out.add_add_bos_token(False)
+    out = gguf.GGUFWriter(path, 'gpt2')
+    add_metadata(out, model.config, gguf.TokenType.NORMAL)
+
+    q8 = gguf.GGMLQuantizationType.Q8_0
     for name, p in model.named_parameters():
         for ours, others in NAMES.items():
             name = name.replace(ours, others)
-        data = p.detach().float().numpy()
+        weights = p.detach().float().numpy()
         if bits == 8 and p.dim() == 2 and name != 'position_embd.weight':
-            out.add_tensor(name, gguf.quants.quantize(data, q8), raw_dtype=q8)
+            out.add_tensor(name, gguf.quants.quantize(weights, q8), raw_dtype=q8)
         else:
-            out.add_tensor(name, data)
+            out.add_tensor(name, weights)
+
     out.write_header_to_file()
     out.write_kv_data_to_file()
     out.write_tensors_to_file()
     out.close()
 
 
+def add_metadata(out, config, token_type):
+    """The model's shape and vocabulary. token_type: GGUF's number for an ordinary token."""
+    out.add_context_length(config.block_size)
+    out.add_embedding_length(config.n_embd)
+    out.add_block_count(config.n_layer)
+    out.add_feed_forward_length(config.hidden)
+    out.add_head_count(config.n_head)
+    out.add_layer_norm_eps(1e-5)
+
+    out.add_tokenizer_model('gpt2')
+    out.add_tokenizer_pre('gpt-2')
+    out.add_token_list([f'w{i}' for i in range(config.vocab_size)])
+    out.add_token_types([token_type] * config.vocab_size)
+    out.add_token_merges(['w 0'])
+    out.add_eos_token_id(0)
+    out.add_add_bos_token(False)
+
+
+# ---------------------------------------------------------------------------- the two sides
+
 def serve(path, n_ctx, threads, address):
-    """A process of its own: two pools of threads in one wait for each other, and torch's becomes slower by a third."""
+    """
+    Run llama.cpp until terminated; its URL goes into the queue `address`. It needs its own process: two thread pools in
+    one process wait for each other, which makes torch slower by a third.
+    """
     import xllamacpp
     params = xllamacpp.CommonParams()
-    params.model.path, params.n_ctx, params.n_parallel, params.verbosity = path, n_ctx, 1, -1
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
+    params.model.path = path
+    params.n_ctx = n_ctx
+    params.n_parallel = 1
+    params.verbosity = -1
+    params.cpuparams.n_threads = threads
+    params.cpuparams_batch.n_threads = threads
     server = xllamacpp.Server(params)
     address.put(server.listening_address)
     threading.Event().wait()
 
 
 class LlamaCpp:
-    """llama.cpp with a file of weights, spoken to over HTTP on this machine."""
+    """llama.cpp with a file of weights, in its own process, reached over HTTP."""
 
     def __init__(self, path, n_ctx):
         spawn = multiprocessing.get_context('spawn')
         address = spawn.Queue()
-        self.process = spawn.Process(target=serve, args=(path, n_ctx, torch.get_num_threads(), address), daemon=True)
+        arguments = (path, n_ctx, torch.get_num_threads(), address)
+        self.process = spawn.Process(target=serve, args=arguments, daemon=True)
         self.process.start()
         try:
             self.url = address.get(timeout=60) + '/completion'
         except queue.Empty:
             self.process.terminate()
-            sys.exit(f'error: {path}: llama.cpp did not start within a minute; what it said stands above')
+            sys.exit(f'error: {path}: llama.cpp did not start within a minute; see its messages above')
 
     def generate(self, prompt, n):
-        """(seconds, ids): n greedy tokens behind the ids of the prompt."""
+        """(seconds, ids): n greedy tokens that continue the ids of the prompt."""
         body = dict(prompt=prompt, n_predict=n, temperature=0, ignore_eos=True, cache_prompt=False, return_tokens=True)
         request = urllib.request.Request(self.url, json.dumps(body).encode(), {'Content-Type': 'application/json'})
         began = time.perf_counter()
-        with urllib.request.urlopen(request) as answer:
-            answer = json.load(answer)
+        with urllib.request.urlopen(request) as response:
+            answer = json.load(response)
         return time.perf_counter() - began, answer['tokens']
 
 
-def ours(model, prompt, n):
-    """The same by our model."""
-    began = time.perf_counter()
-    ids = model.generate(torch.tensor([prompt]), n)[0, len(prompt):].tolist()
-    return time.perf_counter() - began, ids
+class Ours:
+    """Our model, with the same interface."""
+
+    def __init__(self, model, bits):
+        self.model = inference.prepare(copy.deepcopy(model), torch.float32, int8=bits == 8)
+
+    def generate(self, prompt, n):
+        began = time.perf_counter()
+        ids = self.model.generate(torch.tensor([prompt]), n)[0, len(prompt):].tolist()
+        return time.perf_counter() - began, ids
+
+
+# ---------------------------------------------------------------------------- measuring
+
+def common_prefix(a, b):
+    """How many tokens two texts have in common before they differ."""
+    n = 0
+    while n < min(len(a), len(b)) and a[n] == b[n]:
+        n += 1
+    return n
+
+
+def measure(theirs, ours, args):
+    """Tokens/s of both sides in each round, and how many tokens of the last round's texts agree."""
+    their_speeds, our_speeds = [], []
+    for n in range(args.rounds + 1):
+        their_seconds, their_ids = theirs.generate(PROMPT, args.tokens)
+        our_seconds, our_ids = ours.generate(PROMPT, args.tokens)
+        if n:                                         # the first round warms up
+            their_speeds.append(args.tokens / their_seconds)
+            our_speeds.append(args.tokens / our_seconds)
+    return their_speeds, our_speeds, common_prefix(their_ids, our_ids)
+
+
+def compare(size, bits, model, args):
+    """One row: llama.cpp and our model with these weights."""
+    with tempfile.TemporaryDirectory() as tmp:
+        path = os.path.join(tmp, 'model.gguf')
+        write(model, path, bits)
+        theirs = LlamaCpp(path, model.config.block_size)
+        their_speeds, our_speeds, same = measure(theirs, Ours(model, bits), args)
+        theirs.process.terminate()
+    name = f'{size}, {bits} bits, first {same} of {args.tokens} greedy tokens identical'
+    report(name, their_speeds, our_speeds, 'tokens/s', sides=('llama.cpp', 'ours'))
 
 
 def main():
@@ -109,25 +182,13 @@ def main():
     args = parser.parse_args()
     if not all(importlib.util.find_spec(name) for name in ('gguf', 'xllamacpp')):
         sys.exit('error: bench.py llama-cpp needs gguf and xllamacpp; pip install gguf xllamacpp')
-    parallel.start('cpu', compile=False)
+
+    parallel.init('cpu', compile=False)
     for size, shape in SHAPES.items():
         torch.manual_seed(0)
         model = GPT(GPTConfig(**shape, mlp='gelu_tanh')).eval()
         for bits in (32, 8):
-            with tempfile.TemporaryDirectory() as tmp:
-                path = os.path.join(tmp, 'model.gguf')
-                write(model, path, bits)
-                theirs, here = LlamaCpp(path, shape['block_size']), inference.prepare(copy.deepcopy(model), torch.float32, bits == 8)
-                prompt, speeds = [1, 2, 3], ([], [])
-                for n in range(args.rounds + 1):
-                    texts = []
-                    for (seconds, ids), side in zip((theirs.generate(prompt, args.tokens), ours(here, prompt, args.tokens)), speeds):
-                        texts.append(ids)
-                        if n:                         # the first round warms up
-                            side.append(args.tokens / seconds)
-                alike = next((i for i, (a, b) in enumerate(zip(*texts)) if a != b), args.tokens)
-                theirs.process.terminate()
-                report(f'{size}, {bits} bits, {alike} of {args.tokens} greedy tokens alike', *speeds, 'tokens/s', sides=('llama.cpp', 'ours'))
+            compare(size, bits, model, args)
 
 
 if __name__ == '__main__':

@@ -1,44 +1,52 @@
-"""Whole runs of nanoGPT's CPU recipe, in nanoGPT and here: the same architecture, batch, schedule and flags. Seconds, step time, losses."""
+"""
+Whole runs of nanoGPT's CPU recipe, in nanoGPT and here, with the same architecture, batch, schedule and flags: seconds,
+time per iteration, and losses.
+"""
 
 import argparse
 import json
 import os
 import re
 import statistics
-import sys
 import tempfile
 
-from benchmarks.paired import CPU_RECIPE, HERE, SHIFTED_SEED, checkout, report, timed, val_loss
+from benchmarks.paired import CPU_RECIPE, checkout, measure_run, nanogpt_run, our_run, report
 
 
-def blocks(stdout, size=250):
+def curve(stdout, size=250):
     """Mean of the printed training losses over each `size` iterations: a curve without the noise of single batches."""
-    losses = [float(x) for x in re.findall(r'^iter \d+: loss ([\d.]+)', stdout, flags=re.MULTILINE)]
+    losses = [float(loss) for loss in re.findall(r'^iter \d+: loss ([\d.]+)', stdout, flags=re.MULTILINE)]
     return [statistics.mean(losses[i:i + size]) for i in range(0, len(losses) - size + 1, size)]
 
 
+def mean_curve(results):
+    """The training curve, averaged over the rounds."""
+    return [statistics.mean(losses) for losses in zip(*(row['curve'] for row in results))]
+
+
 def same_recipe(args):
-    results = {'ours': [], 'theirs': []}
+    results = {'ours': [], 'nanoGPT': []}
     with tempfile.TemporaryDirectory() as tmp:
         for n in range(args.rounds):
-            for side, folder in (('ours', HERE), ('theirs', args.against)):
-                out_dir = os.path.join(tmp, f'{side}{n}')
-                script = ['train.py', '--sample_tokens=0', f'--seed={1337 + n}'] if side == 'ours' else ['-c', SHIFTED_SEED, str(n)]
-                seconds, out = timed([sys.executable, *script, *CPU_RECIPE, f'--out_dir={out_dir}'], folder)
-                times = [float(x) for x in re.findall(r'time ([\d.]+)ms', out)]
-                results[side].append(dict(seconds=seconds, ms=statistics.median(times), curve=blocks(out),
-                                          val=val_loss(os.path.join(out_dir, 'ckpt.pt'), 'data/shakespeare_char')))
-                print(side, json.dumps(results[side][-1]), flush=True)
+            runs = {'ours': our_run(n, *CPU_RECIPE), 'nanoGPT': nanogpt_run(n, args.against)}
+            for side, run in runs.items():
+                row, stdout = measure_run(run, os.path.join(tmp, f'{side}{n}'), 'shakespeare_char')
+                row['curve'] = curve(stdout)
+                results[side].append(row)
+                print(side, json.dumps(row), flush=True)
+
     for key, unit in (('seconds', 's'), ('ms', 'ms/iteration'), ('val', 'nats, whole val split')):
-        report(key, *([r[key] for r in results[side]] for side in ('ours', 'theirs')), unit)
-    mean = {side: [statistics.mean(c) for c in zip(*(r['curve'] for r in rs))] for side, rs in results.items()}
-    gaps = [a - b for a, b in zip(mean['ours'], mean['theirs'])]
-    print('training loss, mean of each 250 iterations, ours - theirs:', [round(g, 4) for g in gaps])
+        ours, theirs = ([row[key] for row in rows] for rows in results.values())
+        report(key, ours, theirs, unit)
+
+    gaps = [a - b for a, b in zip(mean_curve(results['ours']), mean_curve(results['nanoGPT']))]
+    print('training loss, mean over each 250 iterations, ours - nanoGPT:', [round(gap, 4) for gap in gaps])
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--against', required=True, metavar='PATH', help='a checkout of nanoGPT with data/shakespeare_char prepared')
+    parser.add_argument('--against', required=True, metavar='PATH',
+                        help='a checkout of nanoGPT with data/shakespeare_char prepared')
     parser.add_argument('--rounds', type=int, default=3, help='runs of each (default: %(default)s)')
     args = parser.parse_args()
     args.against = checkout(args.against, here=['shakespeare_char'], there=['shakespeare_char'])

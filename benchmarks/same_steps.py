@@ -1,4 +1,7 @@
-"""Our model and nanoGPT's in one process, from the same weights on the same batches, 20 steps in turn: the losses must agree."""
+"""
+Our model and nanoGPT's in one process, from the same weights, on the same batches, alternating every 20 steps. The
+losses must agree.
+"""
 
 import argparse
 import os
@@ -7,59 +10,109 @@ import time
 
 import torch
 
-from benchmarks.paired import CPU_RECIPE, HERE, checkout, program
-from gradus import configurator, data, optim, parallel
+import train
+from benchmarks.paired import CPU_RECIPE, checkout, load_nanogpt
+from gradus import checkpoint, configurator, data, optim, parallel
+
+CHUNK = 20
+
+
+class Ours:
+    def __init__(self, cfg, run, meta, tokens):
+        self.cfg = cfg
+        self.run = run
+        self.tokens = tokens
+        self.model, _ = train.build_model(cfg, run, meta)
+        betas = (cfg.beta1, cfg.beta2)
+        self.optimizer = optim.build(self.model, 'adamw', cfg.weight_decay, cfg.learning_rate, betas)
+        self.scaler = torch.amp.GradScaler('cpu', enabled=False)
+
+    def step(self, n):
+        """The loss of step n."""
+        loss, *_ = train.train_step(self.model, self.optimizer, self.scaler, self.tokens, n, self.cfg, self.run)
+        return float(loss)
+
+
+class NanoGPT:
+    def __init__(self, nanogpt, ours):
+        """nanogpt: its model.py; ours: the side whose weights, batches and settings it takes."""
+        self.cfg = cfg = ours.cfg
+        self.tokens = ours.tokens
+        self.model = nanogpt.GPT(nanogpt.GPTConfig(**checkpoint.model_args(ours.model.config)))
+        self.model.load_state_dict(ours.model.state_dict())
+        betas = (cfg.beta1, cfg.beta2)
+        self.optimizer = self.model.configure_optimizers(cfg.weight_decay, cfg.learning_rate, betas, 'cpu')
+
+    def step(self, n):
+        """The loss of step n, with the step that nanoGPT's train.py takes."""
+        x, y = self.tokens.windows(self.tokens.batch_starts(self.cfg.seed, n, self.cfg.batch_size))
+        _, loss = self.model(x, y)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.cfg.grad_clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss.item()
+
+
+def build(args):
+    """Both sides, ready for step 0."""
+    cfg = configurator.load(train.TrainConfig, CPU_RECIPE)
+    run = parallel.init('cpu')
+    folder = os.path.join('data', cfg.dataset)
+    meta = data.read_meta(folder)
+    tokens = data.Tokens(os.path.join(folder, 'train.bin'), meta['dtype'], meta['vocab_size'], cfg.block_size)
+    ours = Ours(cfg, run, meta, tokens)
+    return ours, NanoGPT(load_nanogpt(args.against), ours)
+
+
+def take_steps(side, steps):
+    """The losses of these steps, and the milliseconds each takes on average."""
+    cfg = side.cfg
+    losses = []
+    began = time.perf_counter()
+    for n in steps:
+        lr = optim.learning_rate_at(n, cfg.learning_rate, cfg.min_lr, cfg.warmup_iters, cfg.lr_decay_iters)
+        optim.set_step(side.optimizer, n, lr)
+        losses.append(side.step(n))
+    return losses, (time.perf_counter() - began) / len(steps) * 1000
 
 
 def same_steps(args):
-    train, nanogpt = program('our_train', os.path.join(HERE, 'train.py')), program('their_model', os.path.join(args.against, 'model.py'))
-    cfg = configurator.load(train.TrainConfig, CPU_RECIPE)
-    run = parallel.start('cpu')
-    meta = data.read_meta(os.path.join('data', cfg.dataset))
-    tokens = data.Tokens(os.path.join('data', cfg.dataset, 'train.bin'), meta['dtype'], meta['vocab_size'], cfg.block_size)
-    model, _ = train.build_model(cfg, run, meta)
-    theirs = nanogpt.GPT(nanogpt.GPTConfig(**train.model_args(model.config)))
-    theirs.load_state_dict(model.state_dict())
-    optimizer = optim.build(model, 'adamw', cfg.weight_decay, cfg.learning_rate, (cfg.beta1, cfg.beta2))
-    their_optimizer = theirs.configure_optimizers(cfg.weight_decay, cfg.learning_rate, (cfg.beta1, cfg.beta2), 'cpu')
-    scaler = torch.amp.GradScaler('cpu', enabled=False)
+    ours, theirs = build(args)
+    our_losses, our_times = [], []
+    their_losses, their_times = [], []
+    for first in range(0, args.steps, CHUNK):
+        steps = range(first, min(first + CHUNK, args.steps))
+        for side, losses, times in ((ours, our_losses, our_times), (theirs, their_losses, their_times)):
+            new_losses, ms = take_steps(side, steps)
+            losses += new_losses
+            times.append(ms)
 
-    def our_step(step):
-        return float(train.train_step(model, optimizer, scaler, tokens, step, cfg, run)[0])
+    report_losses([a - b for a, b in zip(our_losses, their_losses)])
+    report_times(our_times, their_times)
 
-    def their_step(step):
-        x, y = tokens.windows(tokens.batch_starts(cfg.seed, step, cfg.batch_size))
-        _, loss = theirs(x, y)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(theirs.parameters(), cfg.grad_clip)
-        their_optimizer.step()
-        their_optimizer.zero_grad(set_to_none=True)
-        return loss.item()
 
-    seconds, losses = {'ours': [], 'theirs': []}, {'ours': [], 'theirs': []}
-    for first in range(0, args.steps, 20):
-        for side, take_step, opt in (('ours', our_step, optimizer), ('theirs', their_step, their_optimizer)):
-            began = time.perf_counter()
-            chunk = range(first, min(first + 20, args.steps))
-            for step in chunk:
-                optim.set_step(opt, step, optim.learning_rate_at(step, cfg.learning_rate, cfg.min_lr, cfg.warmup_iters, cfg.lr_decay_iters))
-                losses[side].append(take_step(step))
-            seconds[side].append((time.perf_counter() - began) / len(chunk) * 1000)
-    gaps = [abs(a - b) for a, b in zip(losses['ours'], losses['theirs'])]
-    for n in (1, 10, 100, args.steps):
-        print(f'largest difference of the losses in the first {n} steps: {max(gaps[:n]):.2e}')
-    quarter = args.steps // 4
-    print('mean difference, ours - theirs, by quarters:', [round(statistics.mean(a - b for a, b in list(zip(*losses.values()))[i:i + quarter]), 5)
-                                                           for i in range(0, args.steps - quarter + 1, quarter)])
-    ratios = [b / a for a, b in zip(seconds['ours'][1:], seconds['theirs'][1:])]
+def report_losses(gaps):
+    """gaps: our loss - nanoGPT's, for each step."""
+    for n in (1, 10, 100, len(gaps)):
+        print(f'largest difference between the losses in the first {n} steps: {max(map(abs, gaps[:n])):.2e}')
+    quarter = len(gaps) // 4
+    means = [statistics.mean(gaps[i:i + quarter]) for i in range(0, len(gaps) - quarter + 1, quarter)]
+    print('mean difference, ours - nanoGPT, by quarter of the run:', [round(mean, 5) for mean in means])
+
+
+def report_times(ours, theirs):
+    """Milliseconds per step of each chunk; the first chunk warms up and is left out of the ratios."""
+    ratios = [b / a for a, b in zip(ours[1:], theirs[1:])]
     low, middle, high = statistics.quantiles(ratios, n=4)
-    print(f"ms/step: ours {statistics.median(seconds['ours']):.2f}, theirs {statistics.median(seconds['theirs']):.2f}; "
-          f'theirs / ours, pair by pair: median {middle:.3f}, quartiles {low:.3f} and {high:.3f}')
+    print(f'ms/step: ours {statistics.median(ours):.2f}, nanoGPT {statistics.median(theirs):.2f}; '
+          f'nanoGPT / ours, pair by pair: median {middle:.3f}, quartiles {low:.3f} and {high:.3f}')
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--against', required=True, metavar='PATH', help='a checkout of nanoGPT with data/shakespeare_char prepared')
+    parser.add_argument('--against', required=True, metavar='PATH',
+                        help='a checkout of nanoGPT with data/shakespeare_char prepared')
     parser.add_argument('--steps', type=int, default=2000, help='60 or more (default: %(default)s)')
     args = parser.parse_args()
     args.against = checkout(args.against, here=['shakespeare_char'], there=['shakespeare_char'])

@@ -1,79 +1,129 @@
 """
-Tokens per second and MFU of a config's training step: ours, and nanoGPT's model of the same size with its own optimizer and step,
-in one process, in turn, on random tokens. Behind --config further files and --key=value, as for train.py.
+Tokens per second and MFU of a config's training step; with --against, also those of nanoGPT's model of the same size,
+with its own optimizer and step, alternating in one process. Both train on random tokens.
+
+More config files and --key=value settings may follow, as for train.py.
 """
 
 import argparse
-import os
 import statistics
 import time
 
 import torch
 
-from benchmarks.paired import HERE, checkout, program, report
-from gradus import configurator, data, optim, parallel
+import train
+from benchmarks.paired import checkout, load_nanogpt, report
+from gradus import checkpoint, configurator, data, optim, parallel
 
 
-def step(args, rest):
-    train = program('our_train', os.path.join(HERE, 'train.py'))
-    cfg = configurator.load(train.TrainConfig, [args.config, *rest])
-    run = parallel.start(cfg.device, cfg.dtype, cfg.compile, cfg.backend)
+class Ours:
+    def __init__(self, cfg, run, config, tokens):
+        self.cfg = cfg
+        self.run = run
+        self.tokens = tokens
+        self.model = train.GPT(config).to(run.device)
+        betas = (cfg.beta1, cfg.beta2)
+        self.optimizer = optim.build(self.model, cfg.optimizer, cfg.weight_decay, cfg.learning_rate, betas, run.dtype)
+        self.scaler = torch.amp.GradScaler(run.device.type, enabled=run.dtype == torch.float16)
+        self.fast = torch.compile(self.model) if run.compile else self.model
+        self.flops_per_token = self.model.flops_per_token()
+
+    def step(self, n):
+        optim.set_step(self.optimizer, n, self.cfg.learning_rate)
+        train.train_step(self.fast, self.optimizer, self.scaler, self.tokens, n, self.cfg, self.run)
+
+
+class NanoGPT:
+    def __init__(self, nanogpt, ours):
+        """nanogpt: its model.py; ours: the side whose size, tokens and settings it takes."""
+        self.cfg = cfg = ours.cfg
+        self.run = run = ours.run
+        self.tokens = ours.tokens
+        self.scaler = ours.scaler
+
+        config = nanogpt.GPTConfig(**{name: getattr(ours.model.config, name) for name in checkpoint.NANOGPT_MODEL_ARGS})
+        self.model = nanogpt.GPT(config).to(run.device)
+        betas = (cfg.beta1, cfg.beta2)
+        self.optimizer = self.model.configure_optimizers(cfg.weight_decay, cfg.learning_rate, betas, run.device.type)
+        self.fast = torch.compile(self.model) if run.compile else self.model
+
+        attention = 12 * config.n_layer * config.n_embd * config.block_size
+        self.flops_per_token = 6 * self.model.get_num_params() + attention
+
+    def batch(self):
+        """Inputs and targets (B, T) from random places, one slice each, as nanoGPT's get_batch does."""
+        T = self.cfg.block_size
+        starts = torch.randint(len(self.tokens) - T, (self.cfg.batch_size,)).tolist()
+        x = torch.stack([torch.from_numpy(self.tokens.ids[i:i + T]) for i in starts])
+        y = torch.stack([torch.from_numpy(self.tokens.ids[i + 1:i + 1 + T]) for i in starts])
+        return self.worker.to_device(x, y)
+
+    def step(self, n):
+        """The step that nanoGPT's train.py takes."""
+        for _ in range(self.cfg.gradient_accumulation_steps):
+            x, y = self.batch()
+            with self.run.autocast():
+                _, loss = self.fast(x, y)
+                loss = loss / self.cfg.gradient_accumulation_steps
+            self.scaler.scale(loss).backward()
+        if self.cfg.grad_clip:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.cfg.grad_clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+
+def build(args, settings):
+    """The sides to measure, by name, ready for step 0."""
+    cfg = configurator.load(train.TrainConfig, [args.config, *settings])
+    run = parallel.init(cfg.device, cfg.dtype, cfg.compile, cfg.backend)
     if run.compile and run.device.type == 'cpu':      # as train.py does
-        parallel.be_deterministic()
+        parallel.set_deterministic()
     torch.manual_seed(cfg.seed)
     config = train.model_config(cfg, vocab_size=args.vocab_size)
-    tokens = data.Tokens.of(torch.randint(args.vocab_size, (10 ** 6,)).numpy(), args.vocab_size, cfg.block_size)
-    model = train.GPT(config).to(run.device)
-    optimizer = optim.build(model, cfg.optimizer, cfg.weight_decay, cfg.learning_rate, (cfg.beta1, cfg.beta2), run.dtype)
-    scaler = torch.amp.GradScaler(run.device.type, enabled=run.dtype == torch.float16)
-    fast = torch.compile(model) if run.compile else model
+    ids = torch.randint(args.vocab_size, (10 ** 6,)).numpy()
+    tokens = data.Tokens.from_ids(ids, args.vocab_size, cfg.block_size)
 
-    def our_step(n):
-        optim.set_step(optimizer, n, cfg.learning_rate)
-        train.train_step(fast, optimizer, scaler, tokens, n, cfg, run)
-
-    sides = {'ours': (our_step, model.flops_per_token())}
+    sides = {'ours': Ours(cfg, run, config, tokens)}
     if args.against:
-        nanogpt = program('their_model', os.path.join(args.against, 'model.py'))
-        theirs = nanogpt.GPT(nanogpt.GPTConfig(**{name: getattr(config, name) for name in train.NANOGPT_MODEL_ARGS})).to(run.device)
-        their_optimizer = theirs.configure_optimizers(cfg.weight_decay, cfg.learning_rate, (cfg.beta1, cfg.beta2), run.device.type)
-        their_fast = torch.compile(theirs) if run.compile else theirs
+        sides['nanoGPT'] = NanoGPT(load_nanogpt(args.against), sides['ours'])
+    return sides
 
-        def their_batch():
-            starts = torch.randint(len(tokens) - cfg.block_size, (cfg.batch_size,)).tolist()
-            x, y = (torch.stack([torch.from_numpy(tokens.ids[i + d:i + d + cfg.block_size]) for i in starts]) for d in (0, 1))
-            return run.put(x, y)
 
-        def their_step(n):
-            for _ in range(cfg.gradient_accumulation_steps):
-                x, y = their_batch()
-                with run.autocast():
-                    loss = their_fast(x, y)[1] / cfg.gradient_accumulation_steps
-                scaler.scale(loss).backward()
-            if cfg.grad_clip:
-                torch.nn.utils.clip_grad_norm_(theirs.parameters(), cfg.grad_clip)
-            their_optimizer.step()
-            their_optimizer.zero_grad(set_to_none=True)
+def seconds_of_steps(side, steps):
+    """How long these steps take, until the device has finished."""
+    began = time.perf_counter()
+    for n in steps:
+        side.step(n)
+    if side.run.device.type == 'cuda':
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
 
-        sides['theirs'] = their_step, 6 * theirs.get_num_params() + 12 * config.n_layer * config.n_embd * config.block_size
 
-    per_step = cfg.batch_size * cfg.gradient_accumulation_steps * cfg.block_size
-    speeds = {side: [] for side in sides}
+def step(args, settings):
+    sides = build(args, settings)
+    cfg = sides['ours'].cfg
+    run = sides['ours'].run
+    tokens_per_step = cfg.batch_size * cfg.gradient_accumulation_steps * cfg.block_size
+
+    speeds = {name: [] for name in sides}
     for n in range(args.rounds + 1):
-        for side, (take, _) in sides.items():
-            began = time.perf_counter()
-            for k in range(args.steps):
-                take(n * args.steps + k)
-            if run.device.type == 'cuda':
-                torch.cuda.synchronize()
+        steps = range(n * args.steps, (n + 1) * args.steps)
+        for name, side in sides.items():
+            seconds = seconds_of_steps(side, steps)
             if n:                                     # the first round compiles and warms up
-                speeds[side].append(args.steps * per_step / (time.perf_counter() - began))
-    print(f'{model.num_params() / 1e6:.1f}M weights, {per_step:,} tokens a step, {run.device}, {run.dtype}, optimizer {cfg.optimizer}{", compiled" * run.compile}')
+                speeds[name].append(args.steps * tokens_per_step / seconds)
+
+    size = sides['ours'].model.num_params() / 1e6
+    compiled = ', compiled' if run.compile else ''
+    print(f'{size:.1f}M weights, {tokens_per_step:,} tokens a step, {run.device}, {run.dtype}, '
+          f'optimizer {cfg.optimizer}{compiled}')
     if args.against:
-        report('speed', speeds['theirs'], speeds['ours'], 'tokens/s', sides=('nanoGPT', 'ours'))
-    for side, (_, flops) in sides.items():
-        speed = statistics.median(speeds[side])
-        print(f'{side}: {speed:,.0f} tokens/s, ' + (f'MFU {speed * flops / run.peak_flops:.1%}' if run.peak_flops else f'{speed * flops / 1e9:,.1f} GFLOP/s'))
+        report('speed', speeds['nanoGPT'], speeds['ours'], 'tokens/s', sides=('nanoGPT', 'ours'))
+    for name, side in sides.items():
+        speed = statistics.median(speeds[name])
+        flops = speed * side.flops_per_token
+        share = f'MFU {flops / run.peak_flops:.1%}' if run.peak_flops else f'{flops / 1e9:,.1f} GFLOP/s'
+        print(f'{name}: {speed:,.0f} tokens/s, {share}')
 
 
 def main():
@@ -83,10 +133,10 @@ def main():
     parser.add_argument('--vocab_size', type=int, default=50304, help='default: %(default)s')
     parser.add_argument('--rounds', type=int, default=5, help='default: %(default)s')
     parser.add_argument('--steps', type=int, default=5, help='in each round (default: %(default)s)')
-    args, rest = parser.parse_known_args()
+    args, settings = parser.parse_known_args()
     if args.against:
         args.against = checkout(args.against)
-    step(args, rest)
+    step(args, settings)
 
 
 if __name__ == '__main__':

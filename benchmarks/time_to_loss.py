@@ -1,63 +1,85 @@
 """
-Whole runs from process start to exit: --config, then nanoGPT's CPU recipe (without --against: a second config), then --long,
-which should take as long as the recipe. Every loss is that of the last checkpoint over the whole val split.
+Whole training runs, timed from process start to exit: first --config, then nanoGPT's CPU recipe (without --against: a
+second config), then --long, which should take about as long as the recipe. Each loss is that of the last checkpoint
+over the whole val split.
 """
 
 import argparse
 import json
 import os
 import pickle
-import re
 import shutil
-import statistics
-import sys
 import tempfile
 
-from benchmarks.paired import CPU_RECIPE, HERE, SHIFTED_SEED, checkout, report, timed, val_loss
+from benchmarks.paired import checkout, measure_run, nanogpt_run, our_run, report
+
+
+def copy_for_nanogpt(dataset, folder):
+    """Our token files with a meta.pkl, so that nanoGPT reads the same tokens."""
+    source = os.path.join('data', dataset)
+    for name in ('train.bin', 'val.bin'):
+        shutil.copy(os.path.join(source, name), folder)
+    with open(os.path.join(source, 'meta.json'), encoding='utf-8') as f:
+        vocab_size = json.load(f)['vocab_size']
+    with open(os.path.join(folder, 'meta.pkl'), 'wb') as f:
+        pickle.dump(dict(vocab_size=vocab_size), f)
+
+
+def runs_of_round(n, args, nanogpt_data):
+    """The runs of round n, by name; the second is the one to beat."""
+    dataset = f'--dataset={args.dataset}'
+    runs = {'ours': our_run(n, args.config, dataset)}
+    if args.against:
+        runs['nanoGPT'] = nanogpt_run(n, args.against, f'--dataset={nanogpt_data}')
+    else:
+        runs['other'] = our_run(n, args.other, dataset)
+    if args.long:
+        runs['ours, long'] = our_run(n, args.long, dataset)
+    return runs
+
+
+def measure(args):
+    """All rounds, interleaved: {name of the run: {'seconds', 'val', 'ms': values}}."""
+    results = {}
+    with tempfile.TemporaryDirectory() as tmp:
+        copy_for_nanogpt(args.dataset, tmp)
+        for n in range(args.rounds):
+            for name, run in runs_of_round(n, args, tmp).items():
+                row, _ = measure_run(run, os.path.join(tmp, f'{name}{n}'), args.dataset)
+                row['seconds'] = round(row['seconds'], 2)
+                row['val'] = round(row['val'], 4)
+                print(name, json.dumps(row), flush=True)
+                columns = results.setdefault(name, {key: [] for key in row})
+                for key, value in row.items():
+                    columns[key].append(value)
+    return results
 
 
 def time_to_loss(args):
-    folder = os.path.join('data', args.dataset)
-    with tempfile.TemporaryDirectory() as tmp:
-        for name in ('train.bin', 'val.bin'):         # nanoGPT reads the same tokens, wherever its own data are
-            shutil.copy(os.path.join(folder, name), tmp)
-        with open(os.path.join(folder, 'meta.json'), encoding='utf-8') as f, open(os.path.join(tmp, 'meta.pkl'), 'wb') as pkl:
-            pickle.dump(dict(vocab_size=json.load(f)['vocab_size']), pkl)
-        runs = {'ours': (HERE, ['train.py', args.config, f'--dataset={args.dataset}', '--sample_tokens=0'])}
-        if args.against:
-            runs['theirs'] = args.against, ['-c', SHIFTED_SEED, None, *CPU_RECIPE, f'--dataset={tmp}']
-        else:
-            runs['theirs'] = HERE, ['train.py', args.other, f'--dataset={args.dataset}', '--sample_tokens=0']
-        if args.long:
-            runs['ours, long'] = HERE, ['train.py', args.long, f'--dataset={args.dataset}', '--sample_tokens=0']
-        results = {name: [] for name in runs}
-        for n in range(args.rounds):
-            for name, (where, command) in runs.items():
-                out_dir = os.path.join(tmp, f'{name}{n}')
-                seed = [] if where == args.against else [f'--seed={1337 + n}']
-                command = [str(n) if part is None else part for part in command]
-                seconds, out = timed([sys.executable, *command, f'--out_dir={out_dir}', *seed], where)
-                speed = [float(x) for x in re.findall(r'time ([\d.]+)ms', out)]
-                results[name].append(dict(seconds=round(seconds, 2), val=round(val_loss(os.path.join(out_dir, 'ckpt.pt'), folder), 4),
-                                          ms=statistics.median(speed)))
-                print(name, json.dumps(results[name][-1]), flush=True)
-    column = {name: {key: [r[key] for r in rows] for key in rows[0]} for name, rows in results.items()}
+    results = measure(args)
+    ours, theirs, *long = results.values()
+    sides = tuple(results)[:2]
+
     for key, unit in (('seconds', 's from start to exit'), ('val', 'nats, whole val split'), ('ms', 'ms/iteration')):
-        report(key, column['ours'][key], column['theirs'][key], unit)
-    if args.long:
-        report('at equal time: seconds', column['ours, long']['seconds'], column['theirs']['seconds'], 's')
-        report('at equal time: val', column['ours, long']['val'], column['theirs']['val'], 'nats, whole val split')
-    for name, values in column.items():
-        print(f"{name}: {sum(v <= args.loss for v in values['val'])} of {args.rounds} runs reached {args.loss}")
-    print('where ours reached the loss and theirs did not, the ratio of the seconds is a lower bound')
+        report(key, ours[key], theirs[key], unit, sides)
+    for columns in long:
+        report('at equal time: seconds', columns['seconds'], theirs['seconds'], 's', sides)
+        report('at equal time: val', columns['val'], theirs['val'], 'nats, whole val split', sides)
+
+    for name, columns in results.items():
+        reached = sum(val <= args.loss for val in columns['val'])
+        print(f'{name}: {reached} of {args.rounds} runs reached {args.loss}')
+    print(f'where ours reached the loss and {sides[1]} did not, the ratio of the seconds is a lower bound')
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--against', metavar='PATH', help='a checkout of nanoGPT, whose CPU recipe is run')
     parser.add_argument('--config', default='config/shakespeare_char_cpu.py', help='default: %(default)s')
-    parser.add_argument('--other', default='config/shakespeare_char_cpu_long.py', help='the config to compare with, without --against (default: %(default)s)')
-    parser.add_argument('--long', default='', help='a config that should take as long as nanoGPT, config/shakespeare_char_cpu_long.py say')
+    parser.add_argument('--other', default='config/shakespeare_char_cpu_long.py',
+                        help='the config to compare with if there is no --against (default: %(default)s)')
+    parser.add_argument('--long', default='',
+                        help='a config that takes about as long as nanoGPT: config/shakespeare_char_cpu_long.py')
     parser.add_argument('--dataset', default='shakespeare_char', help='folder in data/ (default: %(default)s)')
     parser.add_argument('--loss', type=float, default=1.88, help='nats per token (default: %(default)s)')
     parser.add_argument('--rounds', type=int, default=3, help='runs of each (default: %(default)s)')

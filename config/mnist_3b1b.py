@@ -1,10 +1,12 @@
 """
-The network that 3Blue1Brown draws in "But what is a neural network?": two hidden layers of 16, 13,002 weights and biases.
+The network that 3Blue1Brown draws in "But what is a neural network?": two hidden layers of 16 neurons, 13,002 weights
+and biases.
 
     python mlp_mnist.py config/mnist_3b1b.py
 
-93.9% (one seed) in 18 seconds on two cores of an AMD EPYC (Zen 4).
+Test accuracy 93.9% (one seed) in 18 seconds on two cores of an AMD EPYC (Zen 4).
 """
+
 out_dir = 'out-mnist-3b1b'
 
 sizes = '784-16-16-10'

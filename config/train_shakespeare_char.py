@@ -1,9 +1,10 @@
 """
-A baby GPT (10.65M) on the characters of tiny Shakespeare, as nanoGPT does it: val loss about 1.47 in 3 minutes on an A100.
-Without GPU see config/quickstart.py, or make it smaller: README.md, "On a laptop".
+A small GPT (10.65M) on tiny Shakespeare, character by character, as nanoGPT does: val loss about 1.47 in 3 minutes on
+an A100. Without a GPU, use config/quickstart.py or a smaller model: README.md, "On a laptop".
 """
+
 out_dir = 'out-shakespeare-char'
-eval_interval = 250   # often: with so little text it overfits, and best.pt should catch the turn
+eval_interval = 250   # often: with so little text it overfits, and best.pt should catch the turning point
 eval_iters = 200
 log_interval = 10
 always_save_checkpoint = False
@@ -22,9 +23,9 @@ n_head = 6
 n_embd = 384
 dropout = 0.2
 
-learning_rate = 1e-3  # small networks bear more
+learning_rate = 1e-3  # small networks tolerate a higher one
+beta2 = 0.99          # few tokens a step: average over more steps
 max_iters = 5000
 lr_decay_iters = 5000
-min_lr = 1e-4
-beta2 = 0.99          # few tokens a step: average over more steps
 warmup_iters = 100
+min_lr = 1e-4

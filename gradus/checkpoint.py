@@ -1,73 +1,52 @@
 """
-Checkpoints: a dictionary goes to disk whole or not at all, and comes back as it was or not at all.
+The folder of a run. A checkpoint goes to disk whole or not at all, and comes back as it was or not at all.
 
-A file is written beside its place, flushed to the disk, then renamed into place; the one it replaces
-is kept as <name>.prev. torch.load does not notice a flipped bit, so the checksums of the zip archive
-are verified first. Only tensors and plain values are ever unpickled: a checkpoint cannot run code.
+A file is written beside its place, flushed to the disk, then renamed into place; the one it replaces is kept as
+<name>.prev. torch.load does not notice a flipped bit, so the checksums of the zip archive are verified first. Only
+tensors and plain values are ever unpickled: a checkpoint cannot run code.
 """
 
-import errno
-import json
 import math
 import os
 import pickle
 import shutil
-import sys
 import zipfile
-from contextlib import contextmanager
+from dataclasses import fields
 
 import torch
 
+from gradus.errors import UserError, one_line, warn
+from gradus.files import atomic_write
 
-class CheckpointError(ValueError):
-    """A checkpoint that is missing, damaged or hostile, or cannot be written, in one line."""
+NANOGPT_MODEL_ARGS = ('n_layer', 'n_head', 'n_embd', 'block_size', 'bias', 'vocab_size', 'dropout')
 
 
-@contextmanager
-def _replacing(path, keep=False):
-    """A binary file to write to that takes the place of `path` once it is on the disk; `keep` makes the old one `path`.prev."""
-    tmp = path + '.tmp'
-    try:
-        with open(tmp, 'wb') as f:
-            yield f
-            f.flush()
-            os.fsync(f.fileno())
-        if keep and os.path.exists(path):
-            os.replace(path, path + '.prev')
-        os.replace(tmp, path)
-    except BaseException:
-        if os.path.exists(tmp):
-            os.remove(tmp)
-        raise
-    if hasattr(os, 'O_DIRECTORY'):                    # make the renames last; Windows has no such thing
-        folder = os.open(os.path.dirname(path) or '.', os.O_RDONLY | os.O_DIRECTORY)
-        os.fsync(folder)
-        os.close(folder)
-
+# ---------------------------------------------------------------------------- checkpoints
 
 def save(path, state):
     """
-    Write the dictionary `state` to `path`, atomically; what was there becomes `path`.prev. Raises CheckpointError if that
-    is impossible, on a full disk say; then what was there is as it was.
+    Write the dictionary `state` to `path`, atomically; what was there becomes `path`.prev. Raises UserError if that is
+    impossible, for example on a full disk; then what was there stays.
     """
     try:
-        with _replacing(path, keep=True) as f:
+        with atomic_write(path, keep_previous=True) as f:
             torch.save(state, f)
-    except (OSError, RuntimeError) as e:              # torch makes the latter of the former
-        counter = _Counter()
+    except (OSError, RuntimeError) as e:              # torch turns the former into the latter
+        counter = _ByteCounter()
         torch.save(state, counter)
         free = shutil.disk_usage(os.path.dirname(path) or '.').free
-        raise CheckpointError(f'{path}: could not be written ({_gist(e)}); it needs {counter.n:,} bytes, and {free:,} are free; '
-                              'what was there before is as it was: make room, then go on with --init_from=resume') from e
+        raise UserError(f'{path}: could not be written ({_first_line(e)}); it needs {counter.n:,} bytes, and {free:,} '
+                        'are free; what was there before is unchanged: make room, then continue with '
+                        '--init_from=resume') from e
 
 
-class _Counter:
+class _ByteCounter:
     """A file that only counts what is written to it."""
     n = 0
 
-    def write(self, data):
-        self.n += len(data)
-        return len(data)
+    def write(self, content):
+        self.n += len(content)
+        return len(content)
 
     def flush(self):
         pass
@@ -76,18 +55,18 @@ class _Counter:
 def load(path, device='cpu', repair=False):
     """
     The verified dictionary in `path`, or in `path`.prev if that one is missing or damaged (with a warning).
-    It has at least 'model', parameter names to tensors, and 'model_args'. Raises CheckpointError.
-    repair moves a damaged `path` out of the way, for else the next `save` would put it in the place of the good one.
+    It has at least 'model', parameter names to tensors, and 'model_args'. Raises UserError.
+    repair: move a damaged `path` out of the way, otherwise the next save would put it in the place of the good one.
     """
     if not exists(path):
-        raise CheckpointError(f'{path}: not found; expected a checkpoint of train.py{_runs_here()}')
+        raise UserError(f'{path}: not found; expected a checkpoint of train.py{_runs_here()}')
     try:
         return _load(path, device)
-    except CheckpointError as e:
+    except UserError as e:
         if not os.path.exists(path + '.prev'):
             raise
         state = _load(path + '.prev', device)
-        print(f'warning: {e}; using {path}.prev, the one before', file=sys.stderr)
+        warn(f'{e}; using {path}.prev, the one before')
         if repair and os.path.exists(path):
             os.replace(path, path + '.damaged')
         return state
@@ -98,126 +77,126 @@ def exists(path):
     return os.path.exists(path) or os.path.exists(path + '.prev')
 
 
-def find(out_dir, name=''):
-    """The path of a run's checkpoint: `name`, else best.pt if there is one, else ckpt.pt."""
-    paths = [os.path.join(out_dir, n) for n in ([name] if name else ['best.pt', 'ckpt.pt'])]
-    return next((p for p in paths if exists(p)), paths[-1])
-
-
-def newest_run():
-    """The folder here whose checkpoint was written last. Raises CheckpointError if there is none."""
-    files = [os.path.join(d, name + end) for d in os.listdir('.') for name in ('best.pt', 'ckpt.pt') for end in ('', '.prev')]
-    files = [path for path in files if os.path.exists(path)]
-    if not files:
-        raise CheckpointError('no run in this folder: expected out-NAME/best.pt or ckpt.pt; train one (python train.py config/quickstart.py) or give --out_dir')
-    return os.path.dirname(max(files, key=os.path.getmtime))
+def model_args(config):
+    """How a checkpoint describes a GPTConfig: nanoGPT's seven fields, and those of ours that differ from GPT-2."""
+    args = {}
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if field.name in NANOGPT_MODEL_ARGS or value != field.default:
+            args[field.name] = value
+    return args
 
 
 def _load(path, device):
     try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-            if any(e.compress_type != zipfile.ZIP_STORED for e in entries) or sum(e.file_size for e in entries) > os.path.getsize(path):
-                raise CheckpointError(f'{path}: refused, its contents would be larger than the file')
-            damaged = archive.testzip()
-        if damaged:
-            raise CheckpointError(f'{path}: damaged (checksum of {damaged})')
+        _verify(path)
         state = torch.load(path, map_location=device, weights_only=True)
-    except CheckpointError:
+    except UserError:
         raise
     except pickle.UnpicklingError as e:
-        raise CheckpointError(f'{path}: refused, it holds more than tensors and plain values: {_gist(e)}') from e
+        raise UserError(f'{path}: refused, it holds more than tensors and plain values: {_first_line(e)}') from e
     except Exception as e:                            # zipfile and torch raise a dozen types for damaged files
-        raise CheckpointError(f'{path}: damaged, or no PyTorch checkpoint ({type(e).__name__}: {_gist(e)})') from e
-    if not (isinstance(state, dict) and isinstance(state.get('model'), dict) and isinstance(state.get('model_args'), dict)
-            and all(isinstance(t, torch.Tensor) for t in state['model'].values())):
-        raise CheckpointError(f'{path}: expected a dictionary with model and model_args, as train.py writes it')
+        raise UserError(f'{path}: damaged, or not a PyTorch checkpoint ({type(e).__name__}: {_first_line(e)})') from e
     _check_types(path, state)
-    for prefix in ('module.', '_orig_mod.'):          # left by DDP and torch.compile in other people's files
-        state['model'] = {name.removeprefix(prefix): tensor for name, tensor in state['model'].items()
-                          if not name.endswith('.attn.bias')}               # old nanoGPT's causal mask
+    state['model'] = _clean_names(state['model'])
     return state
 
 
+def _verify(path):
+    """Raise UserError unless the archive's checksums are right and it is no larger than it seems."""
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        compressed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+        if compressed or sum(entry.file_size for entry in entries) > os.path.getsize(path):
+            raise UserError(f'{path}: refused, its contents would be larger than the file')
+        damaged = archive.testzip()
+    if damaged:
+        raise UserError(f'{path}: damaged (checksum of {damaged})')
+
+
 def _check_types(path, state):
-    """What a training run relies on must be what it seems to be."""
+    """Raise UserError unless everything that a training run relies on has the right type."""
+    model = state.get('model') if isinstance(state, dict) else None
+    if not (isinstance(model, dict) and all(isinstance(t, torch.Tensor) for t in model.values())
+            and isinstance(state.get('model_args'), dict)):
+        raise UserError(f'{path}: expected a dictionary with model and model_args, as train.py writes it')
+
     if isinstance(state.get('best_val_loss'), torch.Tensor):                    # nanoGPT's
         state['best_val_loss'] = state['best_val_loss'].tolist()
-    kinds = dict(iter_num=int, best_val_loss=(int, float), elapsed_s=(int, float), evaluated=bool, config=dict, optimizer=dict,
-                 scaler=dict, tokenizer=dict, machine=dict)
+    kinds = dict(iter_num=int, best_val_loss=(int, float), elapsed_s=(int, float), evaluated=bool, config=dict,
+                 optimizer=dict, scaler=dict, tokenizer=dict, machine=dict)
     for key, kind in kinds.items():
-        if key in state and (not isinstance(state[key], kind) or isinstance(state[key], bool) and key != 'evaluated'):
-            raise CheckpointError(f'{path}: {key} is {type(state[key]).__name__}; expected a checkpoint as train.py writes it')
-    if not 0 <= state.get('iter_num', 0) < 2 ** 53 or math.isnan(state.get('best_val_loss', 0)):
-        raise CheckpointError(f"{path}: iter_num={state.get('iter_num')}, best_val_loss={state.get('best_val_loss')}; expected numbers that a run can have")
+        if key not in state:
+            continue
+        value = state[key]
+        unexpected_bool = isinstance(value, bool) and kind is not bool
+        if not isinstance(value, kind) or unexpected_bool:
+            raise UserError(f'{path}: {key} is {type(value).__name__}; expected a checkpoint as train.py writes it')
+
+    iter_num = state.get('iter_num', 0)
+    best_val_loss = state.get('best_val_loss', 0)
+    if not 0 <= iter_num < 2 ** 53 or math.isnan(best_val_loss):
+        raise UserError(f'{path}: iter_num={iter_num}, best_val_loss={best_val_loss}; '
+                        'expected numbers that a run can have')
 
 
-def _gist(error):
-    """The first sentence of torch's pages of advice."""
-    return ' '.join(str(error).split('\n')[0].split())[:160]
+def _clean_names(weights):
+    """Without the prefixes that DDP and torch.compile add in other programs, and without old nanoGPT's causal masks."""
+    for prefix in ('module.', '_orig_mod.'):
+        weights = {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
+    return {name: tensor for name, tensor in weights.items() if not name.endswith('.attn.bias')}
+
+
+def _first_line(error):
+    """torch's messages go on with pages of advice."""
+    return one_line(str(error).split('\n')[0], limit=160)
+
+
+# ---------------------------------------------------------------------------- the folder of a run
+
+def find(out_dir, name=''):
+    """The path of a run's checkpoint: `name`, else best.pt if there is one, else ckpt.pt."""
+    names = [name] if name else ['best.pt', 'ckpt.pt']
+    paths = [os.path.join(out_dir, n) for n in names]
+    return next((path for path in paths if exists(path)), paths[-1])
+
+
+def newest_run():
+    """The folder here whose checkpoint was written last. Raises UserError if there is none."""
+    files = [os.path.join(folder, name + end)
+             for folder in os.listdir('.') for name in ('best.pt', 'ckpt.pt') for end in ('', '.prev')]
+    files = [path for path in files if os.path.exists(path)]
+    if not files:
+        raise UserError('no run in this folder: expected out-NAME/best.pt or ckpt.pt; '
+                        'train one (python train.py config/quickstart.py) or give --out_dir')
+    return os.path.dirname(max(files, key=os.path.getmtime))
 
 
 def _runs_here():
-    runs = sorted(d for d in os.listdir('.') if os.path.exists(os.path.join(d, 'ckpt.pt')))
+    runs = sorted(folder for folder in os.listdir('.') if os.path.exists(os.path.join(folder, 'ckpt.pt')))
     return f"; runs here: {', '.join(runs)} (--out_dir=...)" if runs else ''
 
 
-def open_run(folder, resumed=False):
-    """Make the folder of a run, unless the run is resumed there; another run in it is moved aside. Raises CheckpointError."""
+def open_run(folder, resume=False):
+    """Create the folder of a run, or resume the run in it; otherwise a run in it is moved aside. Raises UserError."""
     try:
-        if not resumed and (moved := move_aside(folder)):
-            print(f'the run that was in {folder} is now in {moved}')
+        if not resume:
+            _move_aside(folder)
         os.makedirs(folder, exist_ok=True)
         for name in os.listdir(folder):
             if name.endswith('.tmp'):                 # half a file that a kill left behind
                 os.remove(os.path.join(folder, name))
     except OSError as e:
-        raise CheckpointError(f'out_dir={folder}: cannot be written ({e.strerror}); give another one') from e
+        raise UserError(f'out_dir={folder}: cannot be written ({e.strerror}); give another one') from e
 
 
-def move_aside(folder):
-    """Rename a folder that holds a run to <folder>-1, -2, ...; returns the new name, or None if there was no run."""
-    if not any(os.path.exists(os.path.join(folder, name)) for name in ('ckpt.pt', 'ckpt.pt.prev', 'best.pt', 'log.jsonl')):
-        return None
+def _move_aside(folder):
+    """Rename a folder that holds a run to <folder>-1, -2, ..."""
+    names = ('ckpt.pt', 'ckpt.pt.prev', 'best.pt', 'log.jsonl')
+    if not any(os.path.exists(os.path.join(folder, name)) for name in names):
+        return
     n = 1
     while os.path.exists(f'{folder}-{n}'):
         n += 1
     os.rename(folder, f'{folder}-{n}')
-    return f'{folder}-{n}'
-
-
-class Log:
-    """log.jsonl: one JSON object a line, on the disk as soon as it is written."""
-
-    def __init__(self, path, step=0, evaluated=False):
-        """
-        Go on at `step`: what the run will write again is dropped, iterations from `step` on and half lines. The evaluation
-        at `step` stays if it was due (`evaluated`), not if it was there only because a run ended.
-        """
-        self.path = path
-        if os.path.exists(path):
-            with open(path, encoding='utf-8', errors='replace') as f:
-                kept = [line for line in f if self._stays(line, step, evaluated)]
-            with _replacing(path) as f:
-                f.write(''.join(kept).encode())
-        self.file = open(path, 'ab', buffering=0)
-
-    @staticmethod
-    def _stays(line, step, evaluated):
-        try:
-            record = json.loads(line)
-            return line.endswith('\n') and (record['iter'] < step or record['iter'] == step and evaluated and 'val_loss' in record)
-        except (ValueError, KeyError, TypeError):
-            return False
-
-    def write(self, **record):
-        """Raises CheckpointError where the disk is full."""
-        line = (json.dumps(record) + '\n').encode()
-        try:
-            if self.file.write(line) < len(line):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        except OSError as e:
-            raise CheckpointError(f'{self.path}: could not be written ({e.strerror}); make room, then go on with --init_from=resume') from e
-
-    def close(self):
-        self.file.close()
+    print(f'the run that was in {folder} is now in {folder}-{n}')

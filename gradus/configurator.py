@@ -3,13 +3,12 @@ Settings: a dataclass, changed by Python files, changed by --key=value.
 
     python train.py config/a.py config/b.py --key=value ...
 
-Arguments count from left to right, later wins. A config file is plain Python that assigns to the
-names of the settings; it runs in one namespace that already holds every current value, so that
-`lr_decay_iters = max_iters` or `min_lr = learning_rate / 10` mean what they say. Names that are no
-setting are the file's own business (helpers, or keys of another script) and may then be set on the
-command line too; one that looks like a misspelt setting gets a warning.
+Arguments are applied from left to right; later ones win. A config file is plain Python that assigns to the names of
+the settings. It runs in a namespace that already holds every current value, so `lr_decay_iters = max_iters` and
+`min_lr = learning_rate / 10` mean what they say. Other names are the file's own business (helpers, or keys of another
+script) and can then be set on the command line too; one that looks like a misspelled setting gets a warning.
 
-What is wrong is told in one line, as a ConfigError: key, value, what was expected, what to do.
+Whatever is wrong is reported in one line, as a UserError: key, value, what was expected, what to do.
 """
 
 import ast
@@ -31,27 +30,28 @@ from contextlib import nullcontext
 import numpy as np
 import torch
 
+from gradus.errors import UserError, one_line, warn
 
-class ConfigError(ValueError):
-    """A setting that cannot be used, in one line."""
+TRUE = ('true', 'True', '1')
+FALSE = ('false', 'False', '0')
 
 
-def run(main, cls, errors=(), argv=None):
+def launch(main, cls, argv=None):
     """
-    Read the settings and call main(cfg): the last line of every script. Errors of the user's (ConfigError
-    and the types in `errors`) end the program with one line on stderr and exit code 2, without traceback.
+    Read the settings and call main(cfg): the last line of every script. A UserError ends the program with one line on
+    stderr and exit code 2, without a traceback.
     """
     script = sys.modules[cls.__module__]
-    for stream in (sys.stdout, sys.stderr):           # any text on any terminal, Windows' too
+    for stream in (sys.stdout, sys.stderr):           # any text on any terminal, including Windows
         if hasattr(stream, 'reconfigure'):
             stream.reconfigure(encoding='utf-8', errors='replace')
     try:
         main(load(cls, sys.argv[1:] if argv is None else argv, script))
-    except (ConfigError, *errors) as e:
+    except UserError as e:
         if os.environ.get('RANK', '0') == '0':
-            print(f'error: {_one_line(e)}', file=sys.stderr)
+            print(f'error: {one_line(e, limit=None)}', file=sys.stderr)
         sys.exit(2)
-    except BrokenPipeError:                           # whoever read the output has enough: | head
+    except BrokenPipeError:                           # the reader has seen enough: | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except KeyboardInterrupt:                         # Ctrl-C
@@ -60,66 +60,95 @@ def run(main, cls, errors=(), argv=None):
 
 
 def load(cls, argv, script=None):
-    """A `cls` made of its defaults, the config files and the --key=value arguments in argv. Raises ConfigError."""
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    hints = typing.get_type_hints(cls)
-    values = {name: f.default for name, f in fields.items()}
-    introduced = {}                                   # names that config files added
-    namespace = dict(os=os, time=time, math=math, pickle=pickle, np=np, torch=torch, nullcontext=nullcontext,
-                     sys=sys, __name__='__main__', __file__=getattr(script, '__file__', None))
-    preloaded = set(namespace) | {'__builtins__'}
+    """A `cls` made of its defaults, the config files and the --key=value arguments in argv. Raises UserError."""
     if '--help' in argv or '-h' in argv:
         print(help_text(cls, script))
         sys.exit(0)
+    settings = _Settings(cls, script)
+    for arg in _join_values(argv, settings.types):
+        if arg.startswith('-'):
+            settings.set_argument(arg)
+        else:
+            settings.run_file(arg)
+    return cls(**settings.values)
+
+
+def _join_values(argv, types):
+    """argv with `--flag` written as `--flag=True` and `--key value` as `--key=value`, one at a time."""
     argv = list(argv)
     while argv:
         arg = argv.pop(0)
-        if arg.startswith('--') and arg[2:] in fields:
-            hint, after = hints[arg[2:]], argv[0] if argv else '--'
-            if hint is bool and after.lower() not in ('true', 'false', '1', '0') or bool in _kinds(hint) and after.startswith('--'):
-                arg = f'{arg}=True'                   # --flag
-            elif not after.startswith('--'):
-                arg = f'{arg}={argv.pop(0)}'          # --key value
-        if not arg.startswith('-'):
-            namespace.update(values)
-            _execute(arg, namespace)
-            for name, value in namespace.items():
-                if name in fields:
-                    values[name] = _fit(value, hints[name], f'{arg}: {name}')
-                elif name not in preloaded and not name.startswith('_'):
-                    if name not in introduced and isinstance(value, (bool, int, float, str)):
-                        _warn_near_miss(arg, name, fields)
-                    introduced[name] = value
-            continue
+        if arg.startswith('--') and arg[2:] in types:
+            hint = types[arg[2:]]
+            following = argv[0] if argv else '--'
+            has_value = not following.startswith('--')
+            if hint is bool:
+                has_value = following.lower() in ('true', 'false', '1', '0')
+            if bool in _kinds(hint) and not has_value:
+                arg = f'{arg}=True'
+            elif has_value:
+                arg = f'{arg}={argv.pop(0)}'
+        yield arg
+
+
+class _Settings:
+    """The current values, while config files and arguments are applied one after the other."""
+
+    def __init__(self, cls, script):
+        self.types = typing.get_type_hints(cls)
+        self.values = {f.name: f.default for f in dataclasses.fields(cls)}
+        self.introduced = {}                          # names that config files added
+        self.namespace = dict(os=os, time=time, math=math, pickle=pickle, np=np, torch=torch, nullcontext=nullcontext,
+                              sys=sys, __name__='__main__', __file__=getattr(script, '__file__', None))
+        self.preloaded = {*self.namespace, '__builtins__'}
+
+    def run_file(self, path):
+        """Run a config file and take over what it assigned."""
+        self.namespace.update(self.values)
+        _execute(path, self.namespace)
+        for name, value in self.namespace.items():
+            if name in self.values:
+                self.values[name] = _fit(value, self.types[name], f'{path}: {name}')
+            elif name not in self.preloaded and not name.startswith('_'):
+                plain = isinstance(value, (bool, int, float, str))
+                if plain and name not in self.introduced:
+                    _warn_near_miss(path, name, self.values)
+                self.introduced[name] = value
+
+    def set_argument(self, arg):
+        """Apply one --key=value."""
         key, equals, text = arg.removeprefix('--').partition('=')
         if not equals or not arg.startswith('--'):
-            raise ConfigError(f'{arg}: expected --key=value, or the path of a config file')
-        if key in fields:
-            values[key] = _parse(text, hints[key], arg)
-        elif key in introduced:                       # keep its type, as far as it has a plain one
-            kind = type(introduced[key])
-            introduced[key] = namespace[key] = _parse(text, kind if kind in (bool, int, float, str) else None, arg)
+            raise UserError(f'{arg}: expected --key=value, or the path of a config file')
+        if key in self.values:
+            self.values[key] = _parse(text, self.types[key], arg)
+        elif key in self.introduced:                  # keep its type, if it is a plain one
+            kind = type(self.introduced[key])
+            hint = kind if kind in (bool, int, float, str) else None
+            self.introduced[key] = self.namespace[key] = _parse(text, hint, arg)
         else:
-            raise ConfigError(f'--{key}: unknown key{_did_you_mean(key, [*fields, *introduced])}; --help lists all')
-    return cls(**values)
+            suggestion = _did_you_mean(key, [*self.values, *self.introduced])
+            raise UserError(f'--{key}: unknown key{suggestion}; --help lists all')
 
 
 def _execute(path, namespace):
-    """Run the config file `path` in `namespace`, turning whatever goes wrong into one line with file and line number."""
+    """Run the config file `path` in `namespace`. Raises UserError with file and line number if anything goes wrong."""
     try:
-        with open(path, encoding='utf-8-sig') as f:
-            code = compile(f.read(), path, 'exec')
+        with open(path, 'rb') as f:
+            source = f.read().decode('utf-8-sig')
+        code = compile(source, path, 'exec')
     except FileNotFoundError as e:
-        raise ConfigError(f'{path}: no such config file; expected a Python file like config/quickstart.py, or --key=value') from e
+        raise UserError(f'{path}: no such config file; expected a Python file like config/quickstart.py, '
+                        'or --key=value') from e
     except SyntaxError as e:
-        raise ConfigError(f'{path}:{e.lineno}: {e.msg}: {(e.text or "").strip()}') from e
+        raise UserError(f'{path}:{e.lineno}: {e.msg}: {(e.text or "").strip()}') from e
     except (OSError, ValueError, MemoryError, RecursionError) as e:
-        raise ConfigError(f'{path}: cannot be read as a Python file: {_one_line(e)}') from e
+        raise UserError(f'{path}: cannot be read as a Python file: {one_line(e)}') from e
     try:
         exec(code, namespace)
     except Exception as e:
         lines = [frame.lineno for frame in traceback.extract_tb(e.__traceback__) if frame.filename == path]
-        raise ConfigError(f'{path}:{lines[-1]}: {type(e).__name__}: {_one_line(e)}') from e
+        raise UserError(f'{path}:{lines[-1]}: {type(e).__name__}: {one_line(e)}') from e
 
 
 def _parse(text, hint, arg):
@@ -127,8 +156,8 @@ def _parse(text, hint, arg):
     kinds = _kinds(hint)
     if types.NoneType in kinds and text in ('None', 'none'):
         return None
-    if bool in kinds and text in ('true', 'True', '1', 'false', 'False', '0'):
-        return text in ('true', 'True', '1')
+    if bool in kinds and text in TRUE + FALSE:
+        return text in TRUE
     if str in kinds:
         return text
     try:
@@ -139,7 +168,7 @@ def _parse(text, hint, arg):
 
 
 def _fit(value, hint, where):
-    """`value` as one of the types of `hint`, widened where nothing is lost; else ConfigError naming `where`."""
+    """`value` as one of the types of `hint`, widened where nothing is lost; otherwise a UserError naming `where`."""
     kinds = _kinds(hint)
     if isinstance(value, np.generic):
         value = value.item()
@@ -154,7 +183,7 @@ def _fit(value, hint, where):
     if int in kinds and type(value) is float and value.is_integer():
         return int(value)
     names = ' or '.join('None' if k is types.NoneType else k.__name__ for k in kinds)
-    raise ConfigError(f'{where}: expected {names}, found {reprlib.repr(value)}')
+    raise UserError(f'{where}: expected {names}, found {reprlib.repr(value)}')
 
 
 def _kinds(hint):
@@ -163,9 +192,9 @@ def _kinds(hint):
 
 
 def _warn_near_miss(path, name, fields):
-    hint = _did_you_mean(name, fields, cutoff=0.85)
-    if hint and os.environ.get('RANK', '0') == '0':
-        print(f'warning: {path}: {name} is no setting of this script{hint}', file=sys.stderr)
+    suggestion = _did_you_mean(name, fields, cutoff=0.85)
+    if suggestion:
+        warn(f'{path}: {name} is not a setting of this script{suggestion}')
 
 
 def _did_you_mean(name, known, cutoff=0.6):
@@ -173,48 +202,47 @@ def _did_you_mean(name, known, cutoff=0.6):
     return f'; did you mean {close[0]}?' if close else ''
 
 
-def _one_line(error):
-    return ' '.join(str(error).split())
-
-
 def in_range(cfg, **ranges):
-    """in_range(cfg, dropout=(0, 1)): ConfigError unless low <= value <= high; None is no limit, and passes as a value."""
+    """in_range(cfg, dropout=(0, 1)): UserError unless low <= value <= high. None is no limit, and passes as a value."""
     for key, (low, high) in ranges.items():
         value = getattr(cfg, key)
         if value is None:
             continue
-        if not ((low is None or value >= low) and (high is None or value <= high)) or abs(value) == math.inf:
+        high_enough = low is None or value >= low
+        low_enough = high is None or value <= high
+        if not (high_enough and low_enough) or abs(value) == math.inf:
             limits = f'at least {low}' if high is None else f'between {low} and {high}'
-            raise ConfigError(f'{key}={value}: expected {limits}')
+            raise UserError(f'{key}={value}: expected {limits}')
 
 
 def one_of(cfg, **choices):
-    """one_of(cfg, dtype=('auto', 'float32')): ConfigError unless the value is among the choices."""
+    """one_of(cfg, dtype=('auto', 'float32')): UserError unless the value is among the choices."""
     for key, allowed in choices.items():
         value = getattr(cfg, key)
         if value not in allowed:
-            raise ConfigError(f"{key}={value!r}: expected one of {', '.join(map(str, allowed))}{_did_you_mean(str(value), map(str, allowed))}")
+            names = [str(choice) for choice in allowed]
+            suggestion = _did_you_mean(str(value), names)
+            raise UserError(f"{key}={value!r}: expected one of {', '.join(names)}{suggestion}")
 
 
 def own_folder(out_dir):
-    """ConfigError unless out_dir can be a folder that belongs to one run alone, so that it may be moved aside."""
-    here, out = os.path.realpath('.'), os.path.realpath(out_dir.replace('\0', ''))
+    """UserError unless out_dir can be a folder that belongs to one run alone, and so may be moved aside."""
+    here = os.path.realpath('.')
+    out = os.path.realpath(out_dir.replace('\0', ''))
     if not out_dir or '\0' in out_dir or here == out or here.startswith(out + os.sep):
-        raise ConfigError(f'out_dir={out_dir!r}: expected a folder of its own for the run')
-
-
-def plain(cfg):
-    """The settings as a dictionary of str, int, float, bool and None: what a checkpoint keeps."""
-    return dataclasses.asdict(cfg)
+        raise UserError(f'out_dir={out_dir!r}: expected a folder of its own for the run')
 
 
 def help_text(cls, script=None):
     """Every key with its default and the comment behind it in the source of `cls`."""
-    lines = [inspect.cleandoc((script and script.__doc__) or cls.__doc__ or ''), '']
+    docstring = (script and script.__doc__) or cls.__doc__ or ''
+    lines = [inspect.cleandoc(docstring), '']
     for line in inspect.getsource(cls).splitlines()[1:]:
-        setting = re.match(r"\s+(\w+): [\w| ]+ = (.+?)\s+# (.*)", line) or re.match(r"\s+(\w+): [\w| ]+ = (.+?)()$", line)
+        setting = (re.match(r"\s+(\w+): [\w| ]+ = (.+?)\s+# (.*)", line)
+                   or re.match(r"\s+(\w+): [\w| ]+ = (.+?)()$", line))
         if setting:
-            lines.append('  --{:<30} {}'.format('='.join(setting.groups()[:2]), setting[3]).rstrip())
+            key, default, comment = setting.groups()
+            lines.append(f'  --{f"{key}={default}":<30} {comment}'.rstrip())
         elif re.match(r'\s+# ', line):
             lines.append(line.strip())
     return '\n'.join(lines)

@@ -7,26 +7,33 @@ import torch
 
 
 @torch.no_grad()
-def evaluate(model, tokens, batch_size, n, run, byte_lengths=None):
+def evaluate(model, tokens, batch_size, n, worker, byte_lengths=None):
     """
     Mean loss in nats per token, and bits per byte (None without byte_lengths), over n of the non-overlapping windows
-    of `tokens` (0: all of them), batch_size at a time. Every rank takes a share of the batches.
+    of `tokens` (0: all of them), batch_size at a time, divided among the processes.
 
-    byte_lengths (V,): how many bytes of text each id stands for. Leaves the model in training mode, if it was.
+    byte_lengths (V,): how many bytes of text each id stands for. A model in training mode is returned to it.
     """
     was_training = model.training
     model.eval()
+
+    # The windows, in batches; the last batch is padded with windows beyond the end, which hold no targets.
     starts = tokens.eval_starts(n)
-    starts = np.append(starts, np.full(-len(starts) % batch_size, len(tokens)))   # fill the last batch with nothing
+    padding = np.full(-len(starts) % batch_size, len(tokens))
+    batches = np.append(starts, padding).reshape(-1, batch_size)
+
     loss_sum, n_tokens, n_bytes = 0.0, 0, 0
-    for batch in starts.reshape(-1, batch_size)[run.rank::run.world_size]:
+    for batch in batches[worker.rank::worker.world_size]:
         x, y = tokens.windows(batch)                                            # (B, T) each
         real = y[y >= 0]
-        with run.autocast():
-            _, loss = model(*run.put(x, y))
+        with worker.autocast():
+            _, loss = model(*worker.to_device(x, y))
         loss_sum += loss.item() * len(real)
         n_tokens += len(real)
-        n_bytes += int(byte_lengths[real].sum()) if byte_lengths is not None else 0
+        if byte_lengths is not None:
+            n_bytes += int(byte_lengths[real].sum())
+
     model.train(was_training)
-    loss_sum, n_tokens, n_bytes = run.sum(loss_sum, n_tokens, n_bytes)
-    return loss_sum / n_tokens, loss_sum / math.log(2) / n_bytes if n_bytes else None
+    loss_sum, n_tokens, n_bytes = worker.sum(loss_sum, n_tokens, n_bytes)
+    bits_per_byte = loss_sum / math.log(2) / n_bytes if n_bytes else None
+    return loss_sum / n_tokens, bits_per_byte

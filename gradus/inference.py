@@ -1,16 +1,18 @@
 """
-The same model, faster at one token after the other. Such a token costs as much time as it takes to read all weights
-once, and the CPU's kernels for a single row read them with one core, often against the order in memory.
+The same model, faster at generating one token after another.
 
-    SplitLinear    each core has its own part of every matrix: the same numbers, up to rounding
-    Int8Linear     8 bits a weight instead of 32: a quarter of the reading, slightly different numbers
+On a CPU a token costs as much time as it takes to read all weights once. The standard kernels for a single row read
+them with one core, often against their order in memory:
 
-Of a small model, or on a GPU, starting the many operations of a token costs more than the operations themselves:
+    SplitLinear    each core gets its own part of every matrix: the same numbers, up to rounding
+    Int8Linear     8 bits a weight instead of 32: a quarter of the memory traffic, slightly different numbers
+
+For a small model, or on a GPU, launching a token's many operations costs more than the operations themselves:
 
     cast_linear       autocast's conversion of the weights, once instead of for each token: the same numbers
     compile_decoding  all operations of a token become one program
 
-`prepare` does what helps on the model's device.
+`prepare` applies what helps on the model's device.
 """
 
 from itertools import chain
@@ -25,23 +27,30 @@ class SplitLinear(nn.Module):
     def __init__(self, linear):
         super().__init__()
         n_out, n_in = linear.weight.shape
-        parts = torch.get_num_threads() if n_out % torch.get_num_threads() == 0 else 1
+        cores = torch.get_num_threads()
+        parts = cores if n_out % cores == 0 else 1
         weight = linear.weight.detach().view(parts, n_out // parts, n_in).mT    # (P, in, out/P)
-        self.weight = weight.contiguous() if n_out > n_in else weight           # the longer side lies along the memory
-        bias = weight.new_zeros(n_out) if linear.bias is None else linear.bias.detach()
+        if n_out > n_in:                              # the longer side lies along memory
+            weight = weight.contiguous()
+        has_bias = linear.bias is not None
+        bias = linear.bias.detach() if has_bias else weight.new_zeros(n_out)
+        self.weight = weight
         self.bias = bias.view(parts, 1, -1)                                     # (P, 1, out/P)
-        self.beta = 0 if linear.bias is None else 1
+        self.beta = 1 if has_bias else 0
 
     def forward(self, x):                                                       # (..., in)
         rows = x.flatten(0, -2).expand(len(self.weight), -1, -1)                # (P, n, in)
-        y = torch.baddbmm(self.bias, rows, self.weight, beta=self.beta)         # (P, n, out/P); torch.compile would undo a bmm of one row
+        # baddbmm, because torch.compile turns a bmm of one row into a slow sum of products.
+        y = torch.baddbmm(self.bias, rows, self.weight, beta=self.beta)         # (P, n, out/P)
         return y.transpose(0, 1).reshape(*x.shape[:-1], -1)                     # (..., out)
 
 
 class Int8Linear(nn.Module):
     """
-    y = x W^T + b with W in 8 bits: row j is a scale t_j times integers from -127 to 127. So is every row i of x, with scale s_i,
-    at the moment it comes: the products and their sums are exact integer arithmetic, y_ij = s_i t_j (sum of products) + b_j.
+    y = x W^T + b with W in 8 bits: row j is a scale t_j times integers from -127 to 127. Each row i of x is quantized
+    on the fly, with scale s_i, so products and sums are exact integer arithmetic:
+
+        y_ij = s_i t_j (sum of products) + b_j
     """
 
     def __init__(self, linear):
@@ -54,15 +63,16 @@ class Int8Linear(nn.Module):
     def forward(self, x):                                                       # (..., in)
         rows = x.flatten(0, -2)                                                 # (n, in)
         scale = rows.abs().amax(dim=1, keepdim=True).clamp_min(1e-30) / 127     # (n, 1)
-        y = torch._int_mm((rows / scale).round_().to(torch.int8), self.weight.t()) * (scale * self.scale)   # (n, out)
+        quantized = (rows / scale).round_().to(torch.int8)                      # (n, in)
+        y = torch._int_mm(quantized, self.weight.t()) * (scale * self.scale)    # (n, out)
         y = y.view(*x.shape[:-1], -1)
         return y if self.bias is None else y + self.bias
 
 
 def replace_linear(model, kind):
     """
-    Put a `kind` made of it, SplitLinear or Int8Linear, in place of every Linear of a model on the CPU, which from now on only predicts.
-    Dropout does nothing then, but a call of it takes longer than an addition to the residual stream: it goes.
+    Replace every Linear of a model on the CPU by a `kind` (SplitLinear or Int8Linear) made of it. From now on the model
+    only predicts. Dropout, which does nothing then but costs more than a residual addition, is removed.
     """
     for module in list(model.modules()):
         for name, child in module.named_children():
@@ -74,7 +84,7 @@ def replace_linear(model, kind):
 
 
 def cast_linear(model, dtype):
-    """Hold the weights of every Linear in the dtype that autocast would convert them to. An embedding tied to one stays as it is."""
+    """Store the weights of every Linear in the dtype that autocast would convert them to; embeddings stay."""
     for module in model.modules():
         if isinstance(module, nn.Linear):
             for name, p in module.named_parameters(recurse=False):
@@ -84,39 +94,46 @@ def cast_linear(model, dtype):
 
 class FixedCache:
     """
-    What a compiled step sees of a KVCache: nothing in it changes its shape as it fills. Keys and values are those of all
-    block_size places, the new token's place (1,) is a number in a tensor, and the mask hides the places behind it.
+    A KVCache as a compiled step sees it: no shape changes as it fills. Keys and values are those of all block_size
+    positions, the new token's position (1,) is a number in a tensor, and the mask hides the positions after it.
     """
 
-    def __init__(self, layers, place):
-        self.layers, self.place = layers, place
+    def __init__(self, layers, position):
+        self.layers = layers
+        self.position = position
 
-    def next(self, T):
-        return self.place
+    def advance(self, T):
+        return self.position
 
-    def layer(self, i):
-        def remember(k, v):                                                     # (B, G, 1, D)
-            k, v = (kept.index_copy_(2, self.place, x) for kept, x in zip(self.layers[i], (k, v)))
-            return k, v, (torch.arange(k.size(2), device=k.device) <= self.place)[None]     # (1, block_size)
-        return remember
+    def update(self, layer, k, v):                                              # (B, G, 1, D)
+        keys, values = self.layers[layer]
+        keys.index_copy_(2, self.position, k)                                   # (B, G, block_size, D)
+        values.index_copy_(2, self.position, v)
+        mask = torch.arange(keys.size(2), device=k.device) <= self.position     # (block_size,)
+        return keys, values, mask[None]
 
 
 def compile_decoding(model):
-    """Compile the step of a single token, which on CUDA becomes one CUDA graph. Prompts are read as ever."""
-    forward, device = model.forward, next(model.parameters()).device
-    options = {'triton.cudagraphs': True} if device.type == 'cuda' else {'cpp_wrapper': True}     # both: no Python between two operations
+    """Compile the step of a single token; on CUDA it becomes one CUDA graph. Prompts are still read eagerly."""
+    forward = model.forward
+    device = next(model.parameters()).device
+    if device.type == 'cuda':                         # both options: no Python between two operations
+        options = {'triton.cudagraphs': True}
+    else:
+        options = {'cpp_wrapper': True}
 
     @torch.compile(fullgraph=True, dynamic=False, options=options)
-    def step(idx, layers, place):
-        return forward(idx, cache=FixedCache(layers, place))[0]
+    def step(idx, layers, position):
+        return forward(idx, cache=FixedCache(layers, position))[0]
 
     def decode(idx, targets=None, cache=None):
         if cache is None:
             return forward(idx, targets)
         if cache.length and idx.size(1) == 1:
-            return step(idx, cache.layers, torch.tensor([cache.next(1).start], device=device)), None
+            position = torch.tensor([cache.advance(1).start], device=device)
+            return step(idx, cache.layers, position), None
         out = forward(idx, targets, cache)
-        for tensor in chain(*cache.layers):           # these stay where they are, which a CUDA graph must know
+        for tensor in chain(*cache.layers):           # tell the CUDA graph that these stay where they are
             torch._dynamo.mark_static_address(tensor, guard=False)
         return out
 
@@ -125,9 +142,13 @@ def compile_decoding(model):
 
 
 def prepare(model, dtype, int8=False, compile=False):
-    """A model that is on its device, to predict there under autocast to `dtype`, in 8 bits (on a CPU) and compiled if one asks for it."""
+    """
+    Make a model on its device fast at generating under autocast to `dtype`; int8: with 8-bit weights (CPU only);
+    compile: with a compiled step. Returns the model, which can no longer be trained.
+    """
+    on_cpu = next(model.parameters()).device.type == 'cpu'
     if dtype != torch.float32 and not int8:
         cast_linear(model, dtype)
-    if next(model.parameters()).device.type == 'cpu':
+    if on_cpu:
         replace_linear(model, Int8Linear if int8 else SplitLinear)
     return compile_decoding(model) if compile else model

@@ -1,18 +1,19 @@
 """
 From gradients to better weights: AdamW, Muon, and the learning rate at each step.
 
-AdamW (Loshchilov & Hutter 2019): every weight moves by the mean of its recent gradients divided by
-their recent size, so by about the learning rate a step whatever the gradient's scale; weight decay
-pulls the matrices towards zero besides.
+AdamW (Loshchilov & Hutter 2019): every weight moves by the mean of its recent gradients divided by their recent size:
+about the learning rate each step, whatever the gradient's scale. Weight decay also pulls the matrices towards zero.
 
-Muon (Jordan et al. 2024) does the same for whole matrices: the mean of a matrix's recent gradients, G = U S V^T,
-is replaced by U V^T. Every direction of the matrix moves by the learning rate, not only the few that most of the
-gradient points to. That is for the matrices of the blocks; what looks words up (embeddings) and vectors stay with AdamW.
+Muon (Jordan et al. 2024) does the same for whole matrices: the mean of a matrix's recent gradients, G = U S V^T, is
+replaced by U V^T. Every direction of the matrix moves by the learning rate, not only the few that dominate the
+gradient. It is used for the matrices of the blocks; embeddings and vectors stay with AdamW.
 """
 
 import math
 
 import torch
+
+from gradus.errors import UserError
 
 SCHEDULES = ('cosine', 'linear')
 OPTIMIZERS = ('adamw', 'muon')
@@ -20,38 +21,45 @@ OPTIMIZERS = ('adamw', 'muon')
 
 def param_groups(model, weight_decay):
     """Two groups, in nanoGPT's order: matrices and embeddings decay, biases and norms do not."""
-    params = [p for p in model.parameters() if p.requires_grad]                 # a tied matrix comes once
-    groups = [dict(params=[p for p in params if p.dim() >= 2], weight_decay=weight_decay),
-              dict(params=[p for p in params if p.dim() < 2], weight_decay=0.0)]
-    return owned_once(groups, model)
+    params = [p for p in model.parameters() if p.requires_grad]                 # a tied matrix appears once
+    groups = [
+        dict(params=[p for p in params if p.dim() >= 2], weight_decay=weight_decay),
+        dict(params=[p for p in params if p.dim() < 2], weight_decay=0.0),
+    ]
+    assert_owned_once(groups, model)
+    return groups
 
 
 def muon_groups(model, weight_decay):
     """
-    The matrices of the blocks for Muon, with weight decay; embeddings, unembedding, biases and norms for AdamW, without.
-    c_attn holds three matrices, W_Q, W_K, W_V, one below the other: `rows` tells how many rows each has.
+    The matrices of the blocks for Muon, with weight decay; everything else (embeddings, unembedding, biases, norms) for
+    AdamW, without. c_attn holds three matrices, W_Q, W_K, W_V, on top of each other: `rows` is how many rows each has.
     """
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    blocks = [(name, p) for name, p in named if '.h.' in name and p.dim() == 2]
-    attention = [p for name, p in blocks if name.endswith('c_attn.weight')]
-    alone = [p for name, p in blocks if not name.endswith('c_attn.weight')]
-    mine = {id(p) for _, p in blocks}
-    groups = [dict(params=[p for _, p in named if id(p) not in mine], weight_decay=0.0),
-              dict(params=attention, weight_decay=weight_decay, rows=model.transformer.h[0].attn.widths, momentum=MOMENTUM[0]),
-              dict(params=alone, weight_decay=weight_decay, rows=None, momentum=MOMENTUM[0])]
-    return owned_once(groups, model)
-
-
-def owned_once(groups, model):
-    """The groups, after a look that each of the model's parameters is in exactly one of them."""
-    assert sorted(id(p) for g in groups for p in g['params']) == sorted(id(p) for p in model.parameters() if p.requires_grad)
+    blocks = {name: p for name, p in named if '.h.' in name and p.dim() == 2}
+    rest = [p for name, p in named if name not in blocks]
+    attention = [p for name, p in blocks.items() if name.endswith('c_attn.weight')]
+    others = [p for name, p in blocks.items() if not name.endswith('c_attn.weight')]
+    rows = model.transformer.h[0].attn.widths
+    groups = [
+        dict(params=rest, weight_decay=0.0),
+        dict(params=attention, weight_decay=weight_decay, rows=rows, momentum=MOMENTUM[0]),
+        dict(params=others, weight_decay=weight_decay, rows=None, momentum=MOMENTUM[0]),
+    ]
+    assert_owned_once(groups, model)
     return groups
+
+
+def assert_owned_once(groups, model):
+    """Every trainable parameter of the model is in exactly one group."""
+    owned = sorted(id(p) for group in groups for p in group['params'])
+    assert owned == sorted(id(p) for p in model.parameters() if p.requires_grad)
 
 
 def build(model, optimizer, weight_decay, learning_rate, betas, dtype=torch.float32):
     """
-    The optimizer of that name, one of OPTIMIZERS; fused AdamW (one pass over memory a step) where there is such a kernel.
-    dtype is that of Muon's matmuls: 16 bits are precise enough, and faster where there is hardware for them.
+    The optimizer of that name, one of OPTIMIZERS; fused AdamW (one pass over memory a step) where such a kernel exists.
+    dtype is that of Muon's matmuls: 16 bits are precise enough, and faster where the hardware supports them.
     """
     fused = next(model.parameters()).device.type in ('cpu', 'cuda')
     if optimizer == 'adamw':
@@ -59,21 +67,21 @@ def build(model, optimizer, weight_decay, learning_rate, betas, dtype=torch.floa
     return Muon(muon_groups(model, weight_decay), dtype, lr=learning_rate, betas=betas, fused=fused)
 
 
-# Five steps with these take every singular value from 0.01 .. 1 to 0.7 .. 1.2: steep at zero, at the price of not settling at 1.
+# Five steps with these take every singular value in 0.01 .. 1 to 0.7 .. 1.2: steep at zero, but not converging to 1.
 QUINTIC = (3.4445, -4.7750, 2.0315)
-MOMENTUM = (0.85, 0.95, 300)    # at first, at last, and the steps between them: young averages should forget sooner
+MOMENTUM = (0.85, 0.95, 300)    # first, last, and the steps between them: a young average should forget sooner
 
 
 def orthogonalize(matrices, dtype=torch.float32, steps=5):
     """
-    U V^T of each matrix U S V^T of a stack (n, rows, cols), about: its singular values become 0.7 to 1.2, small ones less.
+    About U V^T for each matrix U S V^T of a stack (n, rows, cols): singular values become 0.7 to 1.2, small ones less.
 
     No decomposition, matmuls only: X <- a X + b (X X^T) X + c (X X^T)^2 X applies a s + b s^3 + c s^5 to all singular
-    values s at once, and brings them towards 1. Newton-Schulz iteration, in `dtype`; coefficients from Jordan et al. 2024.
+    values s at once, and brings them towards 1. Newton-Schulz iteration, in `dtype`; coefficients: Jordan et al. 2024.
     """
     (a, b, c), tall = QUINTIC, matrices.size(1) > matrices.size(2)
-    x = (matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp_min(1e-30)).to(dtype)   # all singular values are at most 1
-    x = x.mT if tall else x                                                     # (n, r, c) with r <= c: the smaller products
+    x = (matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp_min(1e-30)).to(dtype)   # singular values: at most 1
+    x = x.mT if tall else x                                                     # (n, r, c), r <= c: smaller products
     for _ in range(steps):
         s = x @ x.mT                                                            # (n, r, r)
         x = torch.baddbmm(x, torch.baddbmm(s, s, s, beta=b, alpha=c), x, beta=a)  # (n, r, c)
@@ -82,7 +90,7 @@ def orthogonalize(matrices, dtype=torch.float32, steps=5):
 
 class Muon(torch.optim.AdamW):
     """
-    Muon for the groups that have `rows`, AdamW for the others. Matrices of one shape are orthogonalized as one stack.
+    Muon for the groups that have `rows`, AdamW for the others.
 
     M <- mu M + (1 - mu) G,  W <- (1 - lr wd) W - lr sqrt(max(1, rows / cols)) orthogonalize(mu M + (1 - mu) G)
     """
@@ -90,36 +98,44 @@ class Muon(torch.optim.AdamW):
     def __init__(self, groups, dtype=torch.float32, **adamw):
         super().__init__(groups, **adamw)
         self.dtype = dtype
-        self._step_supports_amp_scaling = False       # AdamW's fused kernel unscales by itself, Muon does not
+        self._step_supports_amp_scaling = False       # AdamW's fused kernel unscales gradients itself, Muon does not
 
     def __setstate__(self, state):
         torch.optim.Optimizer.__setstate__(self, state)   # AdamW's own expects a step count for every parameter
 
     @torch.no_grad()
     def step(self, closure=None):
+        # Update the momentum of each matrix and collect what is to be orthogonalized, by shape.
         by_shape = {}
-        for group in (g for g in self.param_groups if 'rows' in g):
-            for p in (p for p in group['params'] if p.grad is not None):
+        for group in self.param_groups:
+            if 'rows' not in group:
+                continue
+            for p in group['params']:
+                if p.grad is None:
+                    continue
                 state = self.state[p]
                 if not state:
                     state['momentum_buffer'] = torch.zeros_like(p)
                 mean = state['momentum_buffer'].lerp_(p.grad, 1 - group['momentum'])
-                update = p.grad.lerp(mean, group['momentum'])                   # Nesterov: a look ahead
+                update = p.grad.lerp(mean, group['momentum'])                   # Nesterov: look ahead
                 p.mul_(1 - group['lr'] * group['weight_decay'])
-                p.grad = None                         # AdamW passes over it
+                p.grad = None                         # AdamW skips it
                 rows = group['rows'] or len(p)
                 for w, u in zip(p.split(rows), update.split(rows)):
                     by_shape.setdefault(w.shape, []).append((w, u, group['lr']))
+
+        # Orthogonalize matrices of one shape as one stack.
         for (rows, cols), matrices in by_shape.items():
             weights, updates, rates = zip(*matrices)
             updates = orthogonalize(torch.stack(updates), self.dtype)           # (n, rows, cols)
             for w, u, lr in zip(weights, updates, rates):
                 w.add_(u, alpha=-lr * math.sqrt(max(1, rows / cols)))
-        return super().step(closure)
+
+        return super().step(closure)                  # AdamW for everything else
 
 
 def set_step(optimizer, step, learning_rate):
-    """Give every group what it needs to know of step `step`: the learning rate, and Muon its momentum."""
+    """Set what depends on the step: the learning rate of every group, and the momentum of Muon's."""
     first, last, n = MOMENTUM
     for group in optimizer.param_groups:
         group['lr'] = learning_rate
@@ -127,11 +143,20 @@ def set_step(optimizer, step, learning_rate):
             group['momentum'] = first + (last - first) * min(1, step / n)
 
 
-def load_state(optimizer, state):
+def load_state(optimizer, checkpoint, path, scaler=None):
     """
-    Take the moments out of a checkpoint's optimizer state, and nothing else: learning rate, betas and decay
-    stay what the config says. Raises ValueError if the parameters are not the same ones.
+    Load the moments from a checkpoint's optimizer state, and the loss scaler's state; learning rate, betas and weight
+    decay stay what the config says. Raises UserError, which names `path`, if the parameters are not the same.
     """
+    try:
+        _load_moments(optimizer, checkpoint['optimizer'])
+        if scaler is not None:
+            scaler.load_state_dict(checkpoint.get('scaler') or scaler.state_dict())
+    except (KeyError, ValueError, TypeError) as e:
+        raise UserError(f'{path}: no optimizer state to resume from ({e})') from e
+
+
+def _load_moments(optimizer, state):
     own = optimizer.state_dict()
     found = [len(g['params']) for g in state['param_groups']]
     expected = [len(g['params']) for g in own['param_groups']]
@@ -146,18 +171,19 @@ def load_state(optimizer, state):
 
 def learning_rate_at(step, learning_rate, min_lr, warmup_iters, lr_decay_iters, schedule='cosine', cooldown=0.4):
     """
-    The learning rate of step 0, 1, 2, ...: up linearly over warmup_iters, then down to min_lr at lr_decay_iters.
+    The learning rate of step 0, 1, 2, ...: linear warm-up over warmup_iters, then decay to min_lr at lr_decay_iters.
 
-    cosine: half a cosine wave, as in nanoGPT and GPT-3.  linear: constant, then straight down over the last
-    `cooldown` of lr_decay_iters (Hagele et al. 2024: as good, and any run can be extended before it cools).
+    cosine: half a cosine wave, as in nanoGPT and GPT-3.  linear: constant, then linear over the last `cooldown` (a
+    fraction) of lr_decay_iters (Hagele et al. 2024: as good, and a run can be extended until it cools down).
     """
     if step < warmup_iters:
         return learning_rate * (step + 1) / (warmup_iters + 1)
     if step >= lr_decay_iters:
         return min_lr
     if schedule == 'cosine':
-        done = (step - warmup_iters) / (lr_decay_iters - warmup_iters)
-        share = 0.5 * (1 + math.cos(math.pi * done))
+        progress = (step - warmup_iters) / (lr_decay_iters - warmup_iters)
+        coeff = 0.5 * (1 + math.cos(math.pi * progress))
     else:
-        share = min(1.0, (lr_decay_iters - step) / max(1, min(cooldown * lr_decay_iters, lr_decay_iters - warmup_iters)))
-    return min_lr + share * (learning_rate - min_lr)
+        cooldown_iters = min(cooldown * lr_decay_iters, lr_decay_iters - warmup_iters)
+        coeff = min(1.0, (lr_decay_iters - step) / max(1, cooldown_iters))
+    return min_lr + coeff * (learning_rate - min_lr)

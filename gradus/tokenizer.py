@@ -3,33 +3,33 @@ Text to numbers and back.
 
     encode('Hi') -> [72, 105]        decode([72, 105]) -> 'Hi'
 
-Three kinds, each of which is plain data, {"kind": ...}, in a meta.json or inside a checkpoint:
+Three kinds. Each is stored as plain data, {"kind": ...}, in a dataset's meta.json and inside checkpoints:
 
-    byte   256 ids, the UTF-8 bytes: any text, nothing to learn, nothing unknown
-    char   one id for each character that the training text has
+    byte   256 ids, the bytes of UTF-8: any text, nothing to learn, nothing unknown
+    char   one id for each character of the training text
     gpt2   GPT-2's 50,257 byte-pair tokens, through tiktoken
 """
 
 import numpy as np
 
-
-class TokenizerError(ValueError):
-    """A tokenizer that cannot be built, or a text that it cannot encode, in one line."""
+from gradus.errors import UserError
 
 
 class ByteTokenizer:
     n_vocab = 256
-    start_id = 10                                     # what an empty prompt starts from: a new line
-    end_id = None                                     # no token means the end of a text
+    start_id = 10                                     # what an empty prompt starts from: a newline
+    end_id = None                                     # no token marks the end of a text
 
     def encode(self, text):
         return list(text.encode('utf-8', errors='replace'))
+
+    encode_ordinary = encode
 
     def decode(self, ids):
         return bytes(ids).decode('utf-8', errors='replace')
 
     def decode_bytes(self, ids):
-        """The text as UTF-8, of which the last character may be incomplete."""
+        """The text as UTF-8; the last character may be incomplete."""
         return bytes(ids)
 
     def byte_lengths(self):
@@ -51,17 +51,22 @@ class CharTokenizer:
         self.start_id = self.ids.get('\n', 0)
 
     @classmethod
-    def of(cls, text):
-        """The characters of `text`, sorted, as nanoGPT numbers them."""
+    def from_text(cls, text):
+        """The characters of `text`, sorted, which is how nanoGPT numbers them."""
         return cls(sorted(set(text)))
 
     def encode(self, text):
+        """Raises UserError for a character that the training text does not have."""
         try:
             return [self.ids[c] for c in text]
         except KeyError as e:
-            at = text.index(e.args[0])
-            raise TokenizerError(f'character {e.args[0]!r} at position {at} of the text {text[max(0, at - 10):at + 10]!r}: expected '
-                                 f'one of the {self.n_vocab} characters of the training text; leave it out or replace it') from None
+            unknown = e.args[0]
+        at = text.index(unknown)
+        context = text[max(0, at - 10):at + 10]
+        raise UserError(f'character {unknown!r} at position {at} of the text {context!r}: expected one of the '
+                        f'{self.n_vocab} characters of the training text; leave it out or replace it')
+
+    encode_ordinary = encode
 
     def decode(self, ids):
         return ''.join(self.chars[i] for i in ids)
@@ -78,19 +83,20 @@ class CharTokenizer:
 
 class GPT2Tokenizer:
     def __init__(self):
+        """Raises UserError if tiktoken or its files are missing."""
         try:
             import tiktoken
             self.bpe = tiktoken.get_encoding('gpt2')
         except ImportError as e:
-            raise TokenizerError('GPT-2 tokens need tiktoken; pip install tiktoken') from e
-        except Exception as e:                        # requests' errors, and tiktoken's for a bad cache
-            raise TokenizerError("GPT-2's BPE files: not in tiktoken's cache, and the download failed "
-                                 f'({type(e).__name__}); set TIKTOKEN_CACHE_DIR to a folder that holds them') from e
+            raise UserError('GPT-2 tokens need tiktoken; pip install tiktoken') from e
+        except Exception as e:                        # requests' errors, and tiktoken's own for a damaged cache
+            raise UserError("GPT-2's BPE files: not in tiktoken's cache, and the download failed "
+                            f'({type(e).__name__}); set TIKTOKEN_CACHE_DIR to a folder that holds them') from e
         self.n_vocab = self.bpe.n_vocab
-        self.start_id = self.end_id = self.bpe.eot_token   # <|endoftext|>, which stands between texts
+        self.start_id = self.end_id = self.bpe.eot_token   # <|endoftext|>, which separates texts
 
     def encode(self, text):
-        """<|endoftext|> counts as the one special token that it is, as in nanoGPT's prompts."""
+        """For prompts: <|endoftext|> is the special token, as in nanoGPT."""
         return self.bpe.encode(text, allowed_special={'<|endoftext|>'})
 
     def encode_ordinary(self, text):
@@ -104,22 +110,25 @@ class GPT2Tokenizer:
         return self.bpe.decode_bytes(ids)
 
     def byte_lengths(self):
-        return np.array([len(self.bpe.decode_single_token_bytes(i)) for i in range(self.n_vocab)], dtype=np.int64)
+        lengths = [len(self.bpe.decode_single_token_bytes(i)) for i in range(self.n_vocab)]
+        return np.array(lengths, dtype=np.int64)
 
     def to_json(self):
         return {'kind': 'gpt2'}
 
 
-def from_json(data):
-    """The tokenizer that `to_json` described. Raises TokenizerError if `data` is not such a description."""
-    kind = data.get('kind') if isinstance(data, dict) else None
+def build_tokenizer(spec):
+    """The tokenizer that `to_json` described. Raises UserError if `spec` is not such a description."""
+    kind = spec.get('kind') if isinstance(spec, dict) else None
     if kind == 'byte':
         return ByteTokenizer()
     if kind == 'gpt2':
         return GPT2Tokenizer()
-    if kind == 'char':
-        chars = data.get('chars')
-        if isinstance(chars, list) and chars and all(isinstance(c, str) and c for c in chars) and len(set(chars)) == len(chars):
-            return CharTokenizer(chars)
-        raise TokenizerError('tokenizer of kind char: expected "chars", a list of different strings')
-    raise TokenizerError(f'tokenizer {str(data)[:60]}: expected a kind among byte, char, gpt2')
+    if kind != 'char':
+        raise UserError(f'tokenizer {str(spec)[:60]}: expected a kind among byte, char, gpt2')
+
+    chars = spec.get('chars')
+    strings = isinstance(chars, list) and chars and all(isinstance(c, str) and c for c in chars)
+    if not strings or len(set(chars)) != len(chars):
+        raise UserError('tokenizer of kind char: expected "chars", a list of different strings')
+    return CharTokenizer(chars)

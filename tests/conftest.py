@@ -1,4 +1,4 @@
-"""Fixtures, and the option with which CI makes sure that nothing was skipped but for want of a GPU."""
+"""Shared fixtures and helpers, and the option CI uses to forbid skipped tests (except those that need a GPU)."""
 
 import gzip
 import hashlib
@@ -16,30 +16,32 @@ import torch
 
 import train
 from gradus import data
+from gradus.digits import FILES
 from gradus.tokenizer import CharTokenizer
-from mlp_mnist import FILES
 
-torch.set_num_threads(1)              # tiny models: faster, and other processes do not disturb
-os.environ['OMP_NUM_THREADS'] = '1'   # the same for the processes that tests start
+# Tiny models run faster on one thread. The variable does the same for the processes that tests start.
+torch.set_num_threads(1)
+os.environ['OMP_NUM_THREADS'] = '1'
 
 REPO = Path(__file__).resolve().parents[1]
 
 
 def pytest_addoption(parser):
-    parser.addoption('--nothing-skipped', action='store_true', help='a skipped test fails, unless it is marked cuda')
+    parser.addoption('--nothing-skipped', action='store_true', help='fail skipped tests, unless they are marked cuda')
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
     report = yield
     if report.skipped and item.config.getoption('--nothing-skipped') and not item.get_closest_marker('cuda'):
-        report.outcome, report.longrepr = 'failed', f'skipped, but nothing may be: {report.longrepr}'
+        report.outcome = 'failed'
+        report.longrepr = f'skipped, which --nothing-skipped forbids: {report.longrepr}'
     return report
 
 
 @pytest.fixture
 def test_data():
-    """The folder of data that no test can make, named by the environment variable TEST_DATA."""
+    """The folder of downloaded data that some tests need; the environment variable TEST_DATA names it."""
     folder = os.environ.get('TEST_DATA')
     if not folder:
         pytest.skip('TEST_DATA is not set: a folder with tinyshakespeare/input.txt, mnist/ and tiktoken/')
@@ -47,9 +49,10 @@ def test_data():
 
 
 def babble(n=20_000, seed=0):
-    """n characters of made-up words: enough structure to learn something from."""
+    """n characters of made-up words, with enough structure to learn from."""
     r = random.Random(seed)
     words = [''.join(r.choice('abcdefgh') for _ in range(r.randint(2, 6))) for _ in range(40)]
+
     text = ''
     while len(text) < n:
         text += r.choice(words) + r.choice('   \n')
@@ -58,34 +61,64 @@ def babble(n=20_000, seed=0):
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """An empty working folder with one small dataset, data/babble."""
+    """Work in an empty folder with one small dataset, data/babble."""
     monkeypatch.chdir(tmp_path)
     prepare_babble()
     return tmp_path
 
 
 def prepare_babble():
+    """Write data/babble in the current folder."""
     text = babble()
-    tokenizer = CharTokenizer.of(text)
-    data.write('data/babble', [tokenizer.encode(text[:18_000])], [tokenizer.encode(text[18_000:])], tokenizer, 'babble', '0')
+    tokenizer = CharTokenizer.from_text(text)
+    train_ids = tokenizer.encode(text[:18_000])
+    val_ids = tokenizer.encode(text[18_000:])
+    data.write('data/babble', [train_ids], [val_ids], tokenizer, 'babble', '0')
 
 
 def settings(**changes):
-    """A small run on data/babble that uses dropout, accumulation and a modern block."""
-    return train.TrainConfig(**{**dict(
-        dataset='babble', out_dir='out', device='cpu', block_size=16, batch_size=4, gradient_accumulation_steps=2,
-        n_layer=2, n_head=4, n_embd=32, n_kv_head=2, pos='rotary', mlp='swiglu', dropout=0.1, learning_rate=1e-2, max_iters=20,
-        lr_decay_iters=60, warmup_iters=4, min_lr=1e-3, eval_interval=20, eval_iters=3, sample_tokens=0), **changes})
+    """A small run on data/babble that uses dropout, gradient accumulation and a modern block."""
+    defaults = dict(
+        dataset='babble',
+        out_dir='out',
+        device='cpu',
+        block_size=16,
+        batch_size=4,
+        gradient_accumulation_steps=2,
+        n_layer=2,
+        n_head=4,
+        n_embd=32,
+        n_kv_head=2,
+        pos='rotary',
+        mlp='swiglu',
+        dropout=0.1,
+        learning_rate=1e-2,
+        max_iters=20,
+        lr_decay_iters=60,
+        warmup_iters=4,
+        min_lr=1e-3,
+        eval_interval=20,
+        eval_iters=3,
+        sample_tokens=0,
+    )
+    return train.TrainConfig(**{**defaults, **changes})
 
 
 def run_script(name, *args, env=(), **kwargs):
-    """python <repo>/<name> args..., in the current folder; returns the CompletedProcess with text output."""
-    return subprocess.run([sys.executable, str(REPO / name), *map(str, args)], capture_output=True, text=True, encoding='utf-8',
-                          env={**os.environ, **dict(env)}, timeout=300, **kwargs)
+    """Run `python <repo>/<name> args...` in the current folder; returns the CompletedProcess, output as text."""
+    return subprocess.run(
+        [sys.executable, str(REPO / name), *map(str, args)],
+        capture_output=True,
+        text=True,
+        encoding='utf-8',
+        env={**os.environ, **dict(env)},
+        timeout=300,
+        **kwargs,
+    )
 
 
 def sha256_of(value):
-    """One hash of all tensors and numbers in a nested dictionary or list, with their keys, shapes and dtypes."""
+    """One hash over all tensors and numbers in nested dictionaries and lists, with their keys, shapes and dtypes."""
     digest = hashlib.sha256()
 
     def add(v):
@@ -101,42 +134,60 @@ def sha256_of(value):
             digest.update(v.detach().cpu().contiguous().numpy().tobytes())
         else:
             digest.update(repr(v).encode())
+
     add(value)
     return digest.hexdigest()
 
 
 def read_log(out_dir, times=False):
-    """log.jsonl as a list of records, without the two that tell the time."""
+    """log.jsonl as a list of records, without the fields that measure time unless `times` is set."""
     with open(os.path.join(out_dir, 'log.jsonl'), encoding='utf-8') as f:
         records = [json.loads(line) for line in f]
-    return records if times else [{k: v for k, v in r.items() if k not in ('elapsed_s', 'tokens_per_s')} for r in records]
+
+    if not times:
+        for record in records:
+            record.pop('elapsed_s', None)
+            record.pop('tokens_per_s', None)
+    return records
 
 
 # ---------------------------------------------------------------------------- digits
 
 def idx(array):
     """The bytes of an idx file, by its specification."""
-    return b'\0\0\x08' + bytes([array.ndim]) + struct.pack(f'>{array.ndim}I', *array.shape) + array.astype(np.uint8).tobytes()
+    magic = b'\0\0\x08' + bytes([array.ndim])
+    sizes = struct.pack(f'>{array.ndim}I', *array.shape)
+    return magic + sizes + array.astype(np.uint8).tobytes()
 
 
 @pytest.fixture
 def digits_place(tmp_path, monkeypatch):
-    """A folder with a learnable data/mnist, 200 + 100 images: 7 x 7 squares that are the same for each digit, and noise. test:0 has a wrong label."""
+    """
+    Work in a folder with a learnable data/mnist of 200 training and 100 test images.
+
+    Each digit is a pattern of 7 x 7 squares, plus noise. The first test image has a wrong label.
+    """
     monkeypatch.chdir(tmp_path)
     os.makedirs('data/mnist')
     r = np.random.default_rng(0)
     patterns = (r.random((10, 7, 7)) > 0.7).repeat(4, axis=1).repeat(4, axis=2)
+
     for split, n in (('train', 200), ('test', 100)):
         digits = r.permutation(n) % 10
-        Path('data/mnist', FILES[split][0]).write_bytes(idx(180 * patterns[digits] + 75 * r.random((n, 28, 28))))
-        digits[0] = (digits[0] + (split == 'test')) % 10
-        Path('data/mnist', FILES[split][1]).write_bytes(idx(digits))
+        images = 180 * patterns[digits] + 75 * r.random((n, 28, 28))
+        if split == 'test':
+            digits[0] = (digits[0] + 1) % 10
+
+        image_file, label_file = FILES[split]
+        Path('data/mnist', image_file).write_bytes(idx(images))
+        Path('data/mnist', label_file).write_bytes(idx(digits))
 
 
 @pytest.fixture
 def mnist(test_data, tmp_path, monkeypatch):
-    """A folder with the real data/mnist, gunzipped."""
+    """Work in a folder with the real data/mnist, unpacked."""
     monkeypatch.chdir(tmp_path)
     os.makedirs('data/mnist')
     for name in (*FILES['train'], *FILES['test']):
-        Path('data/mnist', name).write_bytes(gzip.decompress((test_data / 'mnist' / f'{name}.gz').read_bytes()))
+        packed = (test_data / 'mnist' / f'{name}.gz').read_bytes()
+        Path('data/mnist', name).write_bytes(gzip.decompress(packed))

@@ -1,16 +1,18 @@
-"""A checkpoint is written whole or not at all, and read as it was or not at all."""
+"""A checkpoint is written completely or not at all, and read back unchanged or not at all."""
 
 import json
 import os
 import pickle
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import sha256_of
 
 from gradus import checkpoint
-from gradus.checkpoint import CheckpointError
+from gradus.errors import UserError
+from gradus.log import Log
 
 STATE = dict(model={'w': torch.arange(1000.).reshape(20, 50)}, model_args=dict(n_layer=3), iter_num=7, note='ü')
 
@@ -20,59 +22,48 @@ def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
+def assert_refused(path, match):
+    """Loading `path` fails with an error of one line that matches."""
+    with pytest.raises(UserError, match=match) as e:
+        checkpoint.load(path)
+    assert '\n' not in str(e.value)
+
+
+# ---------------------------------------------------------------------------- saving
+
 def test_round_trip_and_the_one_before():
     checkpoint.save('c.pt', STATE)
     checkpoint.save('c.pt', {**STATE, 'iter_num': 8})
+
     assert sha256_of(checkpoint.load('c.pt')) == sha256_of({**STATE, 'iter_num': 8})
-    assert checkpoint.load('c.pt.prev')['iter_num'] == 7 and sorted(os.listdir()) == ['c.pt', 'c.pt.prev']
+    assert checkpoint.load('c.pt.prev')['iter_num'] == 7
+    assert sorted(os.listdir()) == ['c.pt', 'c.pt.prev']
 
 
 @pytest.mark.parametrize('fails_at', ['save', 'replace'])
 def test_an_interrupted_save_leaves_the_old_file(monkeypatch, fails_at):
     checkpoint.save('c.pt', STATE)
-    before = open('c.pt', 'rb').read()
+    before = Path('c.pt').read_bytes()
+    real_save = torch.save
 
-    real = torch.save
-
-    def broken(*args):
-        if fails_at == 'save' and not hasattr(args[1], 'name'):                 # to count the bytes
-            return real(*args)
-        if fails_at == 'save':
-            args[1].write(b'half a fi')
+    def failing_save(state, f):
+        if not hasattr(f, 'name'):                    # not a file: save() only counts the bytes for its message
+            return real_save(state, f)
+        f.write(b'half a fi')
         raise OSError('disk full')
-    monkeypatch.setattr(*((torch, 'save') if fails_at == 'save' else (os, 'fsync')), broken)
-    with pytest.raises(CheckpointError, match='c.pt: could not be written .disk full.; it needs '):
-        checkpoint.save('c.pt', {**STATE, 'iter_num': 8})
-    assert open('c.pt', 'rb').read() == before and os.listdir() == ['c.pt']
 
+    def failing_sync(descriptor):
+        raise OSError('disk full')
 
-def damage(path, how):
-    content = bytearray(open(path, 'rb').read())
-    if how == 'flip':
-        content[len(content) // 2] ^= 1
+    if fails_at == 'save':
+        monkeypatch.setattr(torch, 'save', failing_save)
     else:
-        content = content[:-1 if how == 'end' else how if how >= 0 else len(content) // -how]
-    open(path, 'wb').write(content)
+        monkeypatch.setattr(os, 'fsync', failing_sync)
 
-
-@pytest.mark.parametrize('how', [0, 1, 100, -2, 5000, 'end', 'flip'])
-def test_a_damaged_file_is_noticed_and_the_one_before_used(how, capsys):
-    checkpoint.save('c.pt', STATE)
-    checkpoint.save('c.pt', {**STATE, 'iter_num': 8})
-    damage('c.pt', how)
-    assert checkpoint.load('c.pt')['iter_num'] == 7
-    assert 'c.pt: damaged' in capsys.readouterr().err and sorted(os.listdir()) == ['c.pt', 'c.pt.prev']
-    damage('c.pt.prev', how)
-    with pytest.raises(CheckpointError, match='c.pt.prev: damaged') as e:
-        checkpoint.load('c.pt')
-    assert '\n' not in str(e.value)
-
-
-def test_torch_alone_does_not_notice_a_flipped_bit():
-    """Negative control: the checksum is what finds it."""
-    torch.save(STATE, 'c.pt')
-    damage('c.pt', 'flip')
-    assert sha256_of(torch.load('c.pt', weights_only=True)) != sha256_of(STATE)
+    with pytest.raises(UserError, match='c.pt: could not be written .disk full.; it needs '):
+        checkpoint.save('c.pt', {**STATE, 'iter_num': 8})
+    assert Path('c.pt').read_bytes() == before
+    assert os.listdir() == ['c.pt']
 
 
 def test_a_kill_between_the_two_renames_loses_nothing():
@@ -80,6 +71,62 @@ def test_a_kill_between_the_two_renames_loses_nothing():
     os.replace('c.pt', 'c.pt.prev')
     assert checkpoint.load('c.pt')['iter_num'] == 7
 
+
+# ---------------------------------------------------------------------------- damaged files
+
+def damage(path, how):
+    """
+    Flip a bit in the middle ('flip') or shorten the file: by its last byte ('end'), to a number of bytes,
+    or to a fraction of its length (-2 is half).
+    """
+    content = bytearray(Path(path).read_bytes())
+    if how == 'flip':
+        content[len(content) // 2] ^= 1
+    elif how == 'end':
+        content = content[:-1]
+    elif how >= 0:
+        content = content[:how]
+    else:
+        content = content[:len(content) // -how]
+    Path(path).write_bytes(content)
+
+
+@pytest.mark.parametrize('how', [0, 1, 100, -2, 5000, 'end', 'flip'])
+def test_a_damaged_file_is_noticed_and_the_one_before_used(how, capsys):
+    checkpoint.save('c.pt', STATE)
+    checkpoint.save('c.pt', {**STATE, 'iter_num': 8})
+
+    damage('c.pt', how)
+    assert checkpoint.load('c.pt')['iter_num'] == 7
+    assert 'c.pt: damaged' in capsys.readouterr().err
+    assert sorted(os.listdir()) == ['c.pt', 'c.pt.prev']
+
+    damage('c.pt.prev', how)
+    assert_refused('c.pt', match='c.pt.prev: damaged')
+
+
+def test_torch_alone_does_not_notice_a_flipped_bit():
+    """Negative control: it is the checksum that finds it."""
+    torch.save(STATE, 'c.pt')
+    damage('c.pt', 'flip')
+    assert sha256_of(torch.load('c.pt', weights_only=True)) != sha256_of(STATE)
+
+
+def test_repair_keeps_the_good_one(capsys):
+    """Otherwise the next save would turn the damaged file into the previous one, and a crash then would lose both."""
+    for n in (7, 8):
+        checkpoint.save('c.pt', {**STATE, 'iter_num': n})
+    damage('c.pt', 'flip')
+
+    assert checkpoint.load('c.pt', repair=True)['iter_num'] == 7
+    assert sorted(os.listdir()) == ['c.pt.damaged', 'c.pt.prev']
+
+    checkpoint.save('c.pt', {**STATE, 'iter_num': 9})
+    assert checkpoint.load('c.pt')['iter_num'] == 9
+    assert checkpoint.load('c.pt.prev')['iter_num'] == 7
+
+
+# ---------------------------------------------------------------------------- hostile and foreign files
 
 class Hostile:
     def __reduce__(self):
@@ -91,92 +138,123 @@ class HostileToo:
         return eval, ('open("was_here", "w").close()',)
 
 
-@pytest.mark.parametrize('state', [{**STATE, 'extra': Hostile()}, {**STATE, 'iter_num': HostileToo()}, Hostile(), HostileToo(), [1, 2], {}, {'model': [], 'model_args': {}},
-                                   {'model': {'w': 'text'}, 'model_args': {}}, {'model': {}, 'model_args': 3}])
+@pytest.mark.parametrize('state', [
+    {**STATE, 'extra': Hostile()},
+    {**STATE, 'iter_num': HostileToo()},
+    Hostile(),
+    HostileToo(),
+    [1, 2],
+    {},
+    {'model': [], 'model_args': {}},
+    {'model': {'w': 'text'}, 'model_args': {}},
+    {'model': {}, 'model_args': 3},
+])
 def test_what_is_no_checkpoint_is_refused_in_one_line(state):
     torch.save(state, 'c.pt')
-    with pytest.raises(CheckpointError, match='c.pt: (refused|expected)') as e:
-        checkpoint.load('c.pt')
-    assert not os.path.exists('was_here') and '\n' not in str(e.value)
+    assert_refused('c.pt', match='c.pt: (refused|expected)')
+    assert not os.path.exists('was_here')
 
 
 def test_a_plain_pickle_is_refused():
-    pickle.dump(Hostile(), open('c.pt', 'wb'))
-    with pytest.raises(CheckpointError, match='no PyTorch checkpoint'):
+    Path('c.pt').write_bytes(pickle.dumps(Hostile()))
+    with pytest.raises(UserError, match='not a PyTorch checkpoint'):
         checkpoint.load('c.pt')
     assert not os.path.exists('was_here')
 
 
-def test_prefixes_and_masks_of_other_programs_are_dropped():
-    torch.save(dict(model={'module._orig_mod.a.weight': torch.ones(1), '_orig_mod.h.0.attn.bias': torch.ones(1), 'b.c_attn.bias': torch.ones(1)},
-                    model_args={}), 'c.pt')
-    assert list(checkpoint.load('c.pt')['model']) == ['a.weight', 'b.c_attn.bias']
-
-
-def test_a_missing_checkpoint_names_the_runs_that_are_there():
-    os.mkdir('out-mine')
-    checkpoint.save('out-mine/ckpt.pt', STATE)
-    with pytest.raises(CheckpointError, match=r'out/ckpt.pt: not found; .*out-mine'):
-        checkpoint.load('out/ckpt.pt')
-
-
-def test_repair_keeps_the_good_one(capsys):
-    """Without it the next save would make the damaged file the one before, and a crash then would leave nothing."""
-    for n in (7, 8):
-        checkpoint.save('c.pt', {**STATE, 'iter_num': n})
-    damage('c.pt', 'flip')
-    assert checkpoint.load('c.pt', repair=True)['iter_num'] == 7 and sorted(os.listdir()) == ['c.pt.damaged', 'c.pt.prev']
-    checkpoint.save('c.pt', {**STATE, 'iter_num': 9})
-    assert checkpoint.load('c.pt')['iter_num'] == 9 and checkpoint.load('c.pt.prev')['iter_num'] == 7
-
-
-@pytest.mark.parametrize('key, value', [('iter_num', -1), ('iter_num', 1.5), ('iter_num', True), ('iter_num', '7'), ('iter_num', 2 ** 60), ('config', [1]),
-                                        ('best_val_loss', 'low'), ('best_val_loss', float('nan')), ('optimizer', 3), ('tokenizer', 'char'), ('machine', []),
-                                        ('evaluated', 1), ('elapsed_s', None), ('scaler', 0)])
-def test_values_of_the_wrong_type_are_refused(key, value):
-    torch.save({**STATE, key: value}, 'c.pt')
-    with pytest.raises(CheckpointError, match=f'c.pt: .*{key}') as e:
-        checkpoint.load('c.pt')
-    assert '\n' not in str(e.value)
-
-
-def test_what_nanogpt_writes_is_not():
-    torch.save({**STATE, 'best_val_loss': torch.tensor(1.5)}, 'c.pt')
-    assert checkpoint.load('c.pt')['best_val_loss'] == 1.5
-
-
+@pytest.mark.filterwarnings('ignore:.torch.jit:DeprecationWarning')
 def test_a_torchscript_archive_is_refused():
     torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), 'c.pt')
-    with pytest.raises(CheckpointError, match='c.pt: ') as e:
-        checkpoint.load('c.pt')
-    assert '\n' not in str(e.value)
+    assert_refused('c.pt', match='c.pt: ')
 
 
-def test_a_file_that_would_unpack_to_more_than_it_is_is_refused():
+def test_a_file_larger_when_unpacked_is_refused():
     torch.save({**STATE, 'model': {'w': torch.zeros(10 ** 6)}}, 'plain.pt')
     with zipfile.ZipFile('plain.pt') as plain, zipfile.ZipFile('c.pt', 'w', zipfile.ZIP_DEFLATED) as bomb:
         for name in plain.namelist():
             bomb.writestr(name, plain.read(name))
+
     assert os.path.getsize('c.pt') < 40_000
-    with pytest.raises(CheckpointError, match='c.pt: refused, its contents would be larger than the file'):
+    with pytest.raises(UserError, match='c.pt: refused, its contents would be larger than the file'):
         checkpoint.load('c.pt')
 
 
-def test_the_log_is_cut_to_where_the_run_goes_on():
-    lines = [dict(iter=0, val_loss=1.0), dict(iter=0, loss=1.0), dict(iter=1, loss=0.9), dict(iter=2, val_loss=0.8), dict(iter=2, loss=0.8),
-             dict(iter=3, loss=0.7)]
-    open('log.jsonl', 'w').write(''.join(json.dumps(r) + '\n' for r in lines) + '{"iter": 4, "lo')
-    checkpoint.Log('log.jsonl', 2, evaluated=True).close()
-    assert [json.loads(s) for s in open('log.jsonl')] == lines[:4] and os.listdir() == ['log.jsonl']
-    log = checkpoint.Log('log.jsonl', 2, evaluated=False)
-    log.write(iter=2, loss=0.5)
-    log.close()
-    assert [json.loads(s) for s in open('log.jsonl')] == [*lines[:3], dict(iter=2, loss=0.5)]
+@pytest.mark.parametrize('key, value', [
+    ('iter_num', -1),
+    ('iter_num', 1.5),
+    ('iter_num', True),
+    ('iter_num', '7'),
+    ('iter_num', 2 ** 60),
+    ('config', [1]),
+    ('best_val_loss', 'low'),
+    ('best_val_loss', float('nan')),
+    ('optimizer', 3),
+    ('tokenizer', 'char'),
+    ('machine', []),
+    ('evaluated', 1),
+    ('elapsed_s', None),
+    ('scaler', 0),
+])
+def test_values_of_the_wrong_type_are_refused(key, value):
+    torch.save({**STATE, key: value}, 'c.pt')
+    assert_refused('c.pt', match=f'c.pt: .*{key}')
+
+
+def test_a_tensor_as_best_val_loss_is_accepted():
+    """nanoGPT writes one."""
+    torch.save({**STATE, 'best_val_loss': torch.tensor(1.5)}, 'c.pt')
+    assert checkpoint.load('c.pt')['best_val_loss'] == 1.5
+
+
+def test_prefixes_and_masks_of_other_programs_are_dropped():
+    model = {
+        'module._orig_mod.a.weight': torch.ones(1),
+        '_orig_mod.h.0.attn.bias': torch.ones(1),
+        'b.c_attn.bias': torch.ones(1),
+    }
+    torch.save(dict(model=model, model_args={}), 'c.pt')
+    assert list(checkpoint.load('c.pt')['model']) == ['a.weight', 'b.c_attn.bias']
+
+
+# ---------------------------------------------------------------------------- which file, and the log beside it
+
+def test_a_missing_checkpoint_names_the_runs_that_are_there():
+    os.mkdir('out-mine')
+    checkpoint.save('out-mine/ckpt.pt', STATE)
+    with pytest.raises(UserError, match=r'out/ckpt.pt: not found; .*out-mine'):
+        checkpoint.load('out/ckpt.pt')
 
 
 def test_the_best_is_found_first_even_between_two_renames():
     checkpoint.save('ckpt.pt', STATE)
-    assert checkpoint.find('.') == os.path.join('.', 'ckpt.pt') and checkpoint.find('', 'third.pt') == 'third.pt'
+    assert checkpoint.find('.') == os.path.join('.', 'ckpt.pt')
+    assert checkpoint.find('', 'third.pt') == 'third.pt'
+
     checkpoint.save('best.pt', STATE)
     os.replace('best.pt', 'best.pt.prev')
-    assert checkpoint.find('') == 'best.pt' and checkpoint.find('', 'ckpt.pt') == 'ckpt.pt'
+    assert checkpoint.find('') == 'best.pt'
+    assert checkpoint.find('', 'ckpt.pt') == 'ckpt.pt'
+
+
+def test_the_log_is_cut_to_where_the_run_resumes():
+    lines = [
+        dict(iter=0, val_loss=1.0),
+        dict(iter=0, loss=1.0),
+        dict(iter=1, loss=0.9),
+        dict(iter=2, val_loss=0.8),
+        dict(iter=2, loss=0.8),
+        dict(iter=3, loss=0.7),
+    ]
+    path = Path('log.jsonl')
+    path.write_text(''.join(json.dumps(r) + '\n' for r in lines) + '{"iter": 4, "lo')
+
+    # iteration 2 was evaluated already: its evaluation stays
+    Log('.', 2, evaluated=True).close()
+    assert [json.loads(s) for s in path.read_text().splitlines()] == lines[:4]
+    assert os.listdir() == ['log.jsonl']
+
+    # it was not: it will be evaluated again
+    log = Log('.', 2, evaluated=False)
+    log.write(iter=2, loss=0.5)
+    log.close()
+    assert [json.loads(s) for s in path.read_text().splitlines()] == [*lines[:3], dict(iter=2, loss=0.5)]

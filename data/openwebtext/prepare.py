@@ -1,5 +1,5 @@
 """
-OpenWebText, the open copy of GPT-2's training text: 9 billion tokens, 17 GB, after a download of 54 GB.
+OpenWebText, an open reproduction of GPT-2's training text: 9 billion tokens, 17 GB, after a download of 54 GB.
 
     pip install datasets
     python data/openwebtext/prepare.py
@@ -15,13 +15,14 @@ sys.path.insert(0, str(HERE.parents[1]))
 from tqdm import tqdm
 
 from gradus import data
-from gradus.tokenizer import GPT2Tokenizer, TokenizerError
+from gradus.errors import UserError
+from gradus.tokenizer import GPT2Tokenizer
 
 SOURCE = 'Skylion007/openwebtext'
 
 
 def documents(part, tokenizer, name):
-    """The ids of a thousand documents at a time, each document closed by <|endoftext|>."""
+    """The ids of a thousand documents at a time, each document ended by <|endoftext|>."""
     progress = tqdm(part.iter(batch_size=1000), total=-(-len(part) // 1000), desc=name, unit=' thousand')
     for batch in progress:
         chunk = []
@@ -40,12 +41,14 @@ def main():
         tokenizer = GPT2Tokenizer()
     except ImportError:
         sys.exit('error: OpenWebText is read with the package datasets; pip install datasets')
-    except TokenizerError as e:
+    except UserError as e:
         sys.exit(f'error: {e}')
-    # The same share and seed as nanoGPT: the same documents are held out.
+
+    # The same fraction and seed as nanoGPT: the same documents are held out.
     split = load_dataset(SOURCE, split='train').train_test_split(test_size=0.0005, seed=2357, shuffle=True)
-    data.write(args.out, documents(split['train'], tokenizer, 'train'), documents(split['test'], tokenizer, 'val'), tokenizer,
-                 source=SOURCE, sha256='')
+    train = documents(split['train'], tokenizer, 'train')
+    val = documents(split['test'], tokenizer, 'val')
+    data.write(args.out, train, val, tokenizer, source=SOURCE, sha256='')
 
 
 if __name__ == '__main__':

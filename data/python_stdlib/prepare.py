@@ -1,9 +1,9 @@
 """
-The source of Python's own standard library, one id a byte: a corpus that is on every machine already.
+The source of Python's own standard library, one id for each byte: a corpus that every machine has already.
 
     python data/python_stdlib/prepare.py
 
-Every tenth file is held out for val.bin. Tests and what is no library (test, idlelib, site-packages, ...) are left out.
+Every tenth file is held out for val.bin. Tests and what is not the library (idlelib, site-packages, ...) are left out.
 """
 
 import argparse
@@ -18,33 +18,44 @@ from gradus import data
 from gradus.tokenizer import ByteTokenizer
 
 AUTOMATIC = True       # small, and no download: train.py may run this file when the dataset is missing
-LEFT_OUT = {'test', 'tests', 'idlelib', 'idle_test', 'site-packages', 'dist-packages', 'lib2to3', 'turtledemo', 'ensurepip',
-            'encodings', 'pydoc_data', '__pycache__', '__phello__'}
+LEFT_OUT = {'test', 'tests', 'idlelib', 'idle_test', 'site-packages', 'dist-packages', 'lib2to3', 'turtledemo',
+            'ensurepip', 'encodings', 'pydoc_data', '__pycache__', '__phello__'}
 
 
 def source_files(folder):
     """The library's .py files in a fixed order, so that the same Python gives the same dataset."""
-    files = (p for p in folder.rglob('*.py') if not LEFT_OUT & set(p.relative_to(folder).parts[:-1]))
-    return sorted(files, key=lambda p: p.relative_to(folder).as_posix())
+    files = []
+    for path in folder.rglob('*.py'):
+        folders = path.relative_to(folder).parts[:-1]
+        if not LEFT_OUT & set(folders):
+            files.append(path)
+    return sorted(files, key=lambda path: path.relative_to(folder).as_posix())
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--input', default=sysconfig.get_paths()['stdlib'], help='folder of Python source (default: %(default)s)')
+    parser.add_argument('--input', default=sysconfig.get_paths()['stdlib'],
+                        help='folder of Python source (default: %(default)s)')
     parser.add_argument('--out', default=str(HERE), help='folder to write to (default: beside this file)')
     args = parser.parse_args()
+
+    # Read.
     texts = []
     for path in source_files(Path(args.input)):
         text = path.read_bytes().replace(b'\r\n', b'\n')
         if text.isascii() and text.strip():
             texts.append(text)
     if sum(map(len, texts)) < 1_000_000:
-        sys.exit(f'error: {args.input}: less than 1 MB of Python source; expected the standard library of a full Python, '
-                 'or another folder with --input FOLDER')
-    train = b'\n'.join(t for i, t in enumerate(texts) if i % 10 != 9)
-    val = b'\n'.join(t for i, t in enumerate(texts) if i % 10 == 9)
+        sys.exit(f'error: {args.input}: less than 1 MB of Python source; expected the standard library of a full '
+                 'Python, or another folder with --input FOLDER')
+
+    # Split and write.
+    train = b'\n'.join(text for i, text in enumerate(texts) if i % 10 != 9)
+    val = b'\n'.join(text for i, text in enumerate(texts) if i % 10 == 9)
+    version = sys.version.split()[0]
+    sha256 = hashlib.sha256(train + val).hexdigest()
     data.write(args.out, [memoryview(train)], [memoryview(val)], ByteTokenizer(),
-                 source=f'standard library of Python {sys.version.split()[0]}', sha256=hashlib.sha256(train + val).hexdigest())
+               source=f'standard library of Python {version}', sha256=sha256)
 
 
 if __name__ == '__main__':

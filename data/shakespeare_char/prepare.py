@@ -1,30 +1,35 @@
 """
-Tiny Shakespeare, one id a character; cut where nanoGPT cuts it.
+Tiny Shakespeare, one id for each character; split where nanoGPT splits it.
 
     python data/shakespeare_char/prepare.py                    download the text (1.1 MB)
     python data/shakespeare_char/prepare.py --input input.txt  use a copy of it, or any other text
 """
 
 import argparse
-import subprocess
 import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 from gradus import data
+from gradus.errors import UserError
 
 AUTOMATIC = True       # small: train.py may run this file when the dataset is missing
 URL = 'https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt'
 SHA256 = '86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed'
 
-parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument('--input', help='a UTF-8 text file to use instead of the download')
-parser.add_argument('--tokenizer', default='char', help=argparse.SUPPRESS)      # data/shakespeare says gpt2
-parser.add_argument('--out', default=str(HERE), help='folder to write to (default: beside this file)')
-args = parser.parse_args()
-try:
-    path = args.input or data.download(URL, SHA256, str(HERE / 'input.txt'))
-except data.DataError as e:
-    sys.exit(f'error: {e}')
-sys.exit(subprocess.run([sys.executable, str(HERE.parent / 'prepare.py'), path, f'--tokenizer={args.tokenizer}', '--out', args.out]).returncode)
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--input', help='a UTF-8 text file to use instead of the download')
+    parser.add_argument('--out', default=str(HERE), help='folder to write to (default: beside this file)')
+    args = parser.parse_args()
+    try:
+        path = args.input or data.download(URL, SHA256, str(HERE / 'input.txt'))
+        data.write_text(args.out, [path], 'char')
+    except UserError as e:
+        sys.exit(f'error: {e}')
+
+
+if __name__ == '__main__':
+    main()

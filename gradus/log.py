@@ -1,0 +1,96 @@
+"""What a run records: log.jsonl, Weights & Biases, and the lines on the terminal."""
+
+import errno
+import json
+import math
+import os
+from dataclasses import asdict
+
+from gradus.errors import UserError
+from gradus.files import atomic_write
+
+
+class Log:
+    """log.jsonl: one JSON object a line, on the disk as soon as it is written; wandb gets a copy, if given."""
+
+    def __init__(self, out_dir, iter_num=0, evaluated=False, wandb=None):
+        """
+        Continue out_dir's log at `iter_num`: what the run will write again is dropped, which is everything from that
+        iteration on, and half lines. If the evaluation due at `iter_num` is done (`evaluated`), its line stays.
+        out_dir None: write nothing, for processes other than the main one.
+        """
+        self.wandb = wandb
+        self.file = None
+        if out_dir is None:
+            return
+        self.path = os.path.join(out_dir, 'log.jsonl')
+        if os.path.exists(self.path):
+            with open(self.path, encoding='utf-8', errors='replace') as f:
+                kept = [line for line in f if self._stays(line, iter_num, evaluated)]
+            with atomic_write(self.path) as f:
+                f.write(''.join(kept).encode())
+        self.file = open(self.path, 'ab', buffering=0)
+
+    @staticmethod
+    def _stays(line, iter_num, evaluated):
+        try:
+            record = json.loads(line)
+            before = record['iter'] < iter_num
+            due_evaluation = record['iter'] == iter_num and evaluated and 'val_loss' in record
+        except (ValueError, KeyError, TypeError):
+            return False
+        return line.endswith('\n') and (before or due_evaluation)
+
+    def write(self, **record):
+        """Append one line. Raises UserError if the disk is full."""
+        if self.file is None:
+            return
+        line = (json.dumps(record) + '\n').encode()
+        try:
+            if self.file.write(line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as e:
+            raise UserError(f'{self.path}: could not be written ({e.strerror}); make room, then continue with '
+                            '--init_from=resume') from e
+        if self.wandb:
+            self.wandb.log(record, step=record['iter'])
+
+    def close(self):
+        if self.file is not None:
+            self.file.close()
+
+
+def start_wandb(cfg):
+    """A run of Weights & Biases with these settings. Raises UserError if the package is missing."""
+    try:
+        import wandb
+    except ImportError as e:
+        raise UserError('wandb_log=True needs wandb; pip install wandb, or use --wandb_log=False') from e
+    wandb.init(project=cfg.wandb_project, name=cfg.wandb_run_name, config=asdict(cfg))
+    return wandb
+
+
+def sizes_line(model, worker, dataset, tokens_per_iter):
+    """What is about to be trained, where, and on how much."""
+    dtype = str(worker.dtype).removeprefix('torch.')
+    compiled = ', compiled' if worker.compile else ''
+    return (f'{model.num_params() / 1e6:.2f}M parameters, {worker.device.type}, {dtype}{compiled}; '
+            f'{tokens_per_iter:,} tokens per iteration, {len(dataset.train):,} tokens to train on')
+
+
+def losses_line(iter_num, losses):
+    """An evaluation, in nanoGPT's words and more."""
+    perplexity = math.exp(min(losses['val_loss'], 700))
+    line = (f"step {iter_num}: train loss {losses['train_loss']:.4f}, val loss {losses['val_loss']:.4f}, "
+            f'perplexity {perplexity:.2f}')
+    if 'val_bits_per_byte' in losses:
+        line += f", {losses['val_bits_per_byte']:.4f} bits per byte"
+    return line
+
+
+def step_line(iter_num, loss, seconds, speed):
+    """A training step, in nanoGPT's words and more; speed: tokens_per_s, and mfu if known."""
+    line = f"iter {iter_num}: loss {loss:.4f}, time {seconds * 1000:.2f}ms, {speed['tokens_per_s']:,} tokens/s"
+    if 'mfu' in speed:
+        line += f", mfu {speed['mfu']:.1%}"
+    return line

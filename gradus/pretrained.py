@@ -1,0 +1,163 @@
+"""
+Where a model comes from: a run's folder, a checkpoint file, a Hugging Face folder, or a name on the hub.
+
+    pretrained = load('out-quickstart')        # config, weights, tokenizer, and a line about it
+    model = build(pretrained)
+"""
+
+import os
+from dataclasses import dataclass, fields, replace
+
+from gradus import checkpoint, data, hf
+from gradus.errors import UserError, one_line
+from model import GPT, GPTConfig
+
+
+@dataclass
+class Pretrained:
+    """A model as it was found, checked but not built yet."""
+    source: str             # path or name, for messages
+    config: GPTConfig
+    weights: dict           # parameter name -> tensor, as in GPT.state_dict()
+    tokenizer: dict | None  # plain data, for tokenizer.build_tokenizer; None if the file does not hold one
+    about: str              # a line about it, for people
+    iter_num: int | None = None
+    dataset: str | None = None   # what it was trained on, by its own account
+
+
+def load(source, or_else='resume'):
+    """
+    The `Pretrained` model in `source`. Raises UserError if there is none, or if it is damaged or inconsistent.
+
+    source: a run's folder, a checkpoint file of train.py or nanoGPT, a folder with config.json and model.safetensors,
+    gpt2, gpt2-medium, gpt2-large, gpt2-xl, or owner/model on the hub.
+    or_else: what else the script accepts as init_from, for the error message.
+    """
+    if os.path.isfile(source):
+        return load_checkpoint(source)
+    if os.path.isdir(source):
+        path = checkpoint.find(source)
+        return load_checkpoint(path) if checkpoint.exists(path) else load_hf(source)
+    if source.startswith('gpt2') or source.count('/') == 1:
+        return load_hf(source)
+    raise UserError(f'init_from={source}: expected {or_else}, gpt2, gpt2-medium, gpt2-large, gpt2-xl, owner/model, '
+                    'the folder of a run, or a folder with config.json and model.safetensors')
+
+
+def load_checkpoint(path):
+    """The model in a checkpoint of train.py or nanoGPT. Raises UserError."""
+    state = checkpoint.load(path)
+    iter_num = state.get('iter_num')
+    best_val_loss = float(state.get('best_val_loss', float('nan')))
+    about = f"{path}: iteration {'?' if iter_num is None else iter_num}, best val loss {best_val_loss:.4f}"
+    return Pretrained(
+        source=path,
+        config=read_config(state['model_args'], state['model'], path),
+        weights=state['model'],
+        tokenizer=state.get('tokenizer'),
+        about=about,
+        iter_num=iter_num,
+        dataset=state.get('config', {}).get('dataset'),
+    )
+
+
+def load_hf(source):
+    """The GPT-2 in a folder of Hugging Face's format, or of that name on the hub. Raises UserError."""
+    args, weights = hf.load_gpt2(source)
+    config = read_config(args, weights, source)
+    return Pretrained(source, config, weights, tokenizer={'kind': 'gpt2'}, about=source)
+
+
+def read_config(model_args, weights, source):
+    """
+    The GPTConfig that `model_args` describe. Raises UserError, which names `source`, if it is not one or if the
+    weights {name: tensor} do not have its sizes. This comes before a model is built: absurd sizes must not cost memory.
+    """
+    try:
+        config = GPTConfig(**model_args)
+        if config.n_layer > max(1000, len(weights)):
+            raise ValueError(f'n_layer={config.n_layer} for {len(weights)} tensors')
+        expected = {
+            'wte': (config.vocab_size, config.n_embd),
+            f'h.{config.n_layer - 1}.mlp.c_fc': (config.hidden, config.n_embd),
+        }
+        if config.pos == 'learned':
+            expected['wpe'] = (config.block_size, config.n_embd)
+        for name, shape in expected.items():
+            tensor = weights.get(f'transformer.{name}.weight')
+            if tensor is None or tensor.shape != shape:
+                found = 'missing' if tensor is None else tuple(tensor.shape)
+                raise ValueError(f'transformer.{name}.weight is {found}, expected {shape}')
+    except (ValueError, TypeError, AttributeError) as e:
+        raise _do_not_fit(source, e) from e
+    return config
+
+
+def build(pretrained, dropout=0.0):
+    """The GPT with these weights, on the CPU. Raises UserError if weights are missing, left over or of other shapes."""
+    return _build(replace(pretrained.config, dropout=dropout), pretrained.weights, pretrained.source)
+
+
+def gpt_from_weights(model_args, weights, source='checkpoint', **overrides):
+    """The same for what a checkpoint holds: model_args (overrides win) and weights; errors name `source`."""
+    config = read_config({**model_args, **overrides}, weights, source)
+    return _build(config, weights, source)
+
+
+def _build(config, weights, source):
+    model = GPT(config)
+    try:
+        model.load_state_dict(weights)
+    except (RuntimeError, TypeError, AttributeError) as e:
+        raise _do_not_fit(source, e) from e
+    return model
+
+
+def _do_not_fit(source, error):
+    return UserError(f'{source}: model_args and weights do not fit: {one_line(error)}')
+
+
+def find_tokenizer(pretrained, dataset=''):
+    """
+    The plain data of a model's tokenizer: that of data/`dataset` if given, else the one in its file. A checkpoint of
+    nanoGPT holds none and only names its dataset. That name is compared with the folders in data/, never opened as a
+    path; without a meta file GPT-2's tokens are assumed. Raises UserError if none fits.
+    """
+    if dataset:
+        return data.read_meta(os.path.join('data', dataset))['tokenizer']
+    if pretrained.tokenizer is not None:
+        return pretrained.tokenizer
+
+    vocab_size = pretrained.config.vocab_size
+    folders = os.listdir('data') if os.path.isdir('data') else []
+    if pretrained.dataset in folders:
+        folder = folders[folders.index(pretrained.dataset)]
+        meta = data.read_meta(os.path.join('data', folder))
+        if meta['vocab_size'] in (vocab_size, 50257):
+            return meta['tokenizer']
+    if vocab_size < 50257:
+        raise UserError(f'{pretrained.source}: no tokenizer in it, and no data/{pretrained.dataset} that fits; '
+                        'expected --dataset=NAME, a folder in data/ whose meta.pkl or meta.json has '
+                        f'{vocab_size} tokens')
+    return {'kind': 'gpt2'}
+
+
+def check_same_run(cfg, state, meta, path):
+    """Raise UserError unless the settings have the sizes and the tokenizer of the run in the checkpoint `state`."""
+    earlier = state.get('config', {})
+    for field in fields(GPTConfig):
+        name = field.name
+        if name in ('vocab_size', 'dropout'):
+            continue
+        found = state['model_args'].get(name, field.default)
+        wanted = getattr(cfg, name)
+        if wanted not in (found, earlier.get(name)):  # the latter: a run from gpt2, whose sizes no config set
+            raise UserError(f'{path} has {name}={found}, but the settings say {name}={wanted}; '
+                            'resume with the config of that run, or give another --out_dir')
+
+    vocab_size = state['model_args'].get('vocab_size', 0)
+    padded = 50304 if vocab_size == 50257 else vocab_size
+    same_tokenizer = state.get('tokenizer', meta['tokenizer']) == meta['tokenizer']
+    if meta['vocab_size'] > padded or not same_tokenizer:
+        raise UserError(f'{path} was trained with another tokenizer (vocab_size={vocab_size}) than data/{cfg.dataset} '
+                        f"has (vocab_size={meta['vocab_size']}); use the same --dataset")
