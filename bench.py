@@ -18,7 +18,7 @@ import os
 import runpy
 import sys
 
-from gradus import configurator, parallel
+from gradus.errors import UserError
 
 FOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'benchmarks')
 
@@ -40,7 +40,7 @@ def main():
     del sys.argv[0]                                   # the benchmark sees its own name first, then its options
     try:
         runpy.run_path(os.path.join(FOLDER, name.replace('-', '_') + '.py'), run_name='__main__')
-    except (configurator.ConfigError, parallel.DeviceError) as e:
+    except UserError as e:
         sys.exit(f'error: {e}')
 
 

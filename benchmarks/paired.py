@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 
-from gradus import checkpoint, data, evaluation, parallel, pretrained
+from gradus import data, evaluation, parallel, pretrained
 
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -119,8 +119,7 @@ def val_loss(path, folder):
     Loss over the whole val split of the dataset `folder`, in windows of the model's own context. The checkpoint may be
     ours or nanoGPT's.
     """
-    state = checkpoint.load(path)
-    model = pretrained.gpt_from_weights(state['model_args'], state['model'], path, dropout=0.0)
+    model = pretrained.build(pretrained.load_checkpoint(path))
     dtype = data.read_meta(folder)['dtype']
     val = os.path.join(folder, 'val.bin')
     tokens = data.Tokens(val, dtype, model.config.vocab_size, model.config.block_size)

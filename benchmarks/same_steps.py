@@ -18,18 +18,18 @@ CHUNK = 20
 
 
 class Ours:
-    def __init__(self, cfg, run, meta, tokens):
+    def __init__(self, cfg, worker, meta, tokens):
         self.cfg = cfg
-        self.run = run
+        self.worker = worker
         self.tokens = tokens
-        self.model, _ = train.build_model(cfg, run, meta)
+        self.model, _ = train.build_model(cfg, worker, meta)
         betas = (cfg.beta1, cfg.beta2)
         self.optimizer = optim.build(self.model, 'adamw', cfg.weight_decay, cfg.learning_rate, betas)
         self.scaler = torch.amp.GradScaler('cpu', enabled=False)
 
     def step(self, n):
         """The loss of step n."""
-        loss, *_ = train.train_step(self.model, self.optimizer, self.scaler, self.tokens, n, self.cfg, self.run)
+        loss, *_ = train.train_step(self.model, self.optimizer, self.scaler, self.tokens, n, self.cfg, self.worker)
         return float(loss)
 
 
@@ -57,11 +57,11 @@ class NanoGPT:
 def build(args):
     """Both sides, ready for step 0."""
     cfg = configurator.load(train.TrainConfig, CPU_RECIPE)
-    run = parallel.init('cpu')
+    worker = parallel.init('cpu')
     folder = os.path.join('data', cfg.dataset)
     meta = data.read_meta(folder)
     tokens = data.Tokens(os.path.join(folder, 'train.bin'), meta['dtype'], meta['vocab_size'], cfg.block_size)
-    ours = Ours(cfg, run, meta, tokens)
+    ours = Ours(cfg, worker, meta, tokens)
     return ours, NanoGPT(load_nanogpt(args.against), ours)
 
 

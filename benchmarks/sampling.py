@@ -58,22 +58,22 @@ def generate_nanogpt(model, n_samples, n_tokens):
         model.generate(prompt(model, 1), n_tokens, temperature=0.8, top_k=200)[0].tolist()
 
 
-def build(shape, nanogpt, run):
+def build(shape, nanogpt, worker):
     """The sides to measure, by name: (function that generates, model), all with the same weights."""
     torch.manual_seed(0)
-    model = GPT(GPTConfig(**shape, bias=False)).to(run.device).eval()
+    model = GPT(GPTConfig(**shape, bias=False)).to(worker.device).eval()
 
     sides = {}
     if nanogpt:
-        peer = nanogpt.GPT(nanogpt.GPTConfig(**shape, bias=False, dropout=0.0)).to(run.device).eval()
+        peer = nanogpt.GPT(nanogpt.GPTConfig(**shape, bias=False, dropout=0.0)).to(worker.device).eval()
         peer.load_state_dict(model.state_dict())
         sides['nanoGPT'] = generate_nanogpt, peer
 
     names = ['ours', 'compiled']
-    if run.device.type == 'cpu':
+    if worker.device.type == 'cpu':
         names += ['int8', 'int8, compiled']
     for name in names:
-        prepared = inference.prepare(copy.deepcopy(model), run.dtype, 'int8' in name, 'compiled' in name)
+        prepared = inference.prepare(copy.deepcopy(model), worker.dtype, 'int8' in name, 'compiled' in name)
         sides[name] = generate_ours, prepared
     return sides, model.num_params()
 
@@ -91,12 +91,12 @@ def measure(sides, n_samples, n_tokens, rounds):
     return speeds
 
 
-def sampling(args, run):
+def sampling(args, worker):
     nanogpt = load_nanogpt(args.against) if args.against else None
-    on_cpu = run.device.type == 'cpu'
+    on_cpu = worker.device.type == 'cpu'
     for size, (shape, n_samples, n_tokens) in SIZES.items():
-        sides, n_params = build(shape, nanogpt, run)
-        with run.autocast():
+        sides, n_params = build(shape, nanogpt, worker)
+        with worker.autocast():
             speeds = measure(sides, n_samples, n_tokens, args.rounds)
 
         base, *others = sides

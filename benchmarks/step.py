@@ -14,38 +14,40 @@ import torch
 import train
 from benchmarks.paired import checkout, load_nanogpt, report
 from gradus import checkpoint, configurator, data, optim, parallel
+from model import GPT
 
 
 class Ours:
-    def __init__(self, cfg, run, config, tokens):
+    def __init__(self, cfg, worker, config, tokens):
         self.cfg = cfg
-        self.run = run
+        self.worker = worker
         self.tokens = tokens
-        self.model = train.GPT(config).to(run.device)
+        self.model = GPT(config).to(worker.device)
         betas = (cfg.beta1, cfg.beta2)
-        self.optimizer = optim.build(self.model, cfg.optimizer, cfg.weight_decay, cfg.learning_rate, betas, run.dtype)
-        self.scaler = torch.amp.GradScaler(run.device.type, enabled=run.dtype == torch.float16)
-        self.fast = torch.compile(self.model) if run.compile else self.model
+        self.optimizer = optim.build(self.model, cfg.optimizer, cfg.weight_decay, cfg.learning_rate, betas,
+                                     worker.dtype)
+        self.scaler = torch.amp.GradScaler(worker.device.type, enabled=worker.dtype == torch.float16)
+        self.fast = torch.compile(self.model) if worker.compile else self.model
         self.flops_per_token = self.model.flops_per_token()
 
     def step(self, n):
         optim.set_step(self.optimizer, n, self.cfg.learning_rate)
-        train.train_step(self.fast, self.optimizer, self.scaler, self.tokens, n, self.cfg, self.run)
+        train.train_step(self.fast, self.optimizer, self.scaler, self.tokens, n, self.cfg, self.worker)
 
 
 class NanoGPT:
     def __init__(self, nanogpt, ours):
         """nanogpt: its model.py; ours: the side whose size, tokens and settings it takes."""
         self.cfg = cfg = ours.cfg
-        self.run = run = ours.run
+        self.worker = worker = ours.worker
         self.tokens = ours.tokens
         self.scaler = ours.scaler
 
         config = nanogpt.GPTConfig(**{name: getattr(ours.model.config, name) for name in checkpoint.NANOGPT_MODEL_ARGS})
-        self.model = nanogpt.GPT(config).to(run.device)
+        self.model = nanogpt.GPT(config).to(worker.device)
         betas = (cfg.beta1, cfg.beta2)
-        self.optimizer = self.model.configure_optimizers(cfg.weight_decay, cfg.learning_rate, betas, run.device.type)
-        self.fast = torch.compile(self.model) if run.compile else self.model
+        self.optimizer = self.model.configure_optimizers(cfg.weight_decay, cfg.learning_rate, betas, worker.device.type)
+        self.fast = torch.compile(self.model) if worker.compile else self.model
 
         attention = 12 * config.n_layer * config.n_embd * config.block_size
         self.flops_per_token = 6 * self.model.get_num_params() + attention
@@ -62,7 +64,7 @@ class NanoGPT:
         """The step that nanoGPT's train.py takes."""
         for _ in range(self.cfg.gradient_accumulation_steps):
             x, y = self.batch()
-            with self.run.autocast():
+            with self.worker.autocast():
                 _, loss = self.fast(x, y)
                 loss = loss / self.cfg.gradient_accumulation_steps
             self.scaler.scale(loss).backward()
@@ -75,15 +77,15 @@ class NanoGPT:
 def build(args, settings):
     """The sides to measure, by name, ready for step 0."""
     cfg = configurator.load(train.TrainConfig, [args.config, *settings])
-    run = parallel.init(cfg.device, cfg.dtype, cfg.compile, cfg.backend)
-    if run.compile and run.device.type == 'cpu':      # as train.py does
+    worker = parallel.init(cfg.device, cfg.dtype, cfg.compile, cfg.backend)
+    if worker.compile and worker.device.type == 'cpu':      # as train.py does
         parallel.set_deterministic()
     torch.manual_seed(cfg.seed)
     config = train.model_config(cfg, vocab_size=args.vocab_size)
     ids = torch.randint(args.vocab_size, (10 ** 6,)).numpy()
     tokens = data.Tokens.from_ids(ids, args.vocab_size, cfg.block_size)
 
-    sides = {'ours': Ours(cfg, run, config, tokens)}
+    sides = {'ours': Ours(cfg, worker, config, tokens)}
     if args.against:
         sides['nanoGPT'] = NanoGPT(load_nanogpt(args.against), sides['ours'])
     return sides
@@ -94,7 +96,7 @@ def seconds_of_steps(side, steps):
     began = time.perf_counter()
     for n in steps:
         side.step(n)
-    if side.run.device.type == 'cuda':
+    if side.worker.device.type == 'cuda':
         torch.cuda.synchronize()
     return time.perf_counter() - began
 
@@ -102,7 +104,7 @@ def seconds_of_steps(side, steps):
 def step(args, settings):
     sides = build(args, settings)
     cfg = sides['ours'].cfg
-    run = sides['ours'].run
+    worker = sides['ours'].worker
     tokens_per_step = cfg.batch_size * cfg.gradient_accumulation_steps * cfg.block_size
 
     speeds = {name: [] for name in sides}
@@ -114,15 +116,15 @@ def step(args, settings):
                 speeds[name].append(args.steps * tokens_per_step / seconds)
 
     size = sides['ours'].model.num_params() / 1e6
-    compiled = ', compiled' if run.compile else ''
-    print(f'{size:.1f}M weights, {tokens_per_step:,} tokens a step, {run.device}, {run.dtype}, '
+    compiled = ', compiled' if worker.compile else ''
+    print(f'{size:.1f}M weights, {tokens_per_step:,} tokens a step, {worker.device}, {worker.dtype}, '
           f'optimizer {cfg.optimizer}{compiled}')
     if args.against:
         report('speed', speeds['nanoGPT'], speeds['ours'], 'tokens/s', sides=('nanoGPT', 'ours'))
     for name, side in sides.items():
         speed = statistics.median(speeds[name])
         flops = speed * side.flops_per_token
-        share = f'MFU {flops / run.peak_flops:.1%}' if run.peak_flops else f'{flops / 1e9:,.1f} GFLOP/s'
+        share = f'MFU {flops / worker.peak_flops:.1%}' if worker.peak_flops else f'{flops / 1e9:,.1f} GFLOP/s'
         print(f'{name}: {speed:,.0f} tokens/s, {share}')
 
 
