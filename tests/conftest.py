@@ -8,6 +8,7 @@ import random
 import struct
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +105,11 @@ def settings(**changes):
     return train.TrainConfig(**{**defaults, **changes})
 
 
+def flags_of(**changes):
+    """settings(**changes) as arguments of train.py."""
+    return [f'--{key}={value}' for key, value in vars(settings(**changes)).items()]
+
+
 def run_script(name, *args, env=(), **kwargs):
     """Run `python <repo>/<name> args...` in the current folder; returns the CompletedProcess, output as text."""
     return subprocess.run(
@@ -115,6 +121,29 @@ def run_script(name, *args, env=(), **kwargs):
         timeout=300,
         **kwargs,
     )
+
+
+@contextmanager
+def limited(name, amount):
+    """Lower a resource limit of this process, for example RLIMIT_AS, for the duration of a with block."""
+    import resource  # not on Windows
+
+    kind = getattr(resource, name)
+    soft, hard = resource.getrlimit(kind)
+    resource.setrlimit(kind, (amount, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(kind, (soft, hard))
+
+
+def snapshot(folder, without=()):
+    """The bytes of every file in a folder and its subfolders, by path."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in Path(folder).rglob('*')
+        if path.is_file() and path.name not in without
+    }
 
 
 def sha256_of(value):

@@ -1,4 +1,4 @@
-"""Settings, files and prompts that nobody thought of: one line of error or success, never a traceback, never a partial write."""
+"""Random settings, files and prompts: a one-line error or success, never a traceback, never a partial write."""
 
 import json
 import os
@@ -6,8 +6,10 @@ import sys
 
 import pytest
 
+from gradus.errors import UserError
+
 hypothesis = pytest.importorskip('hypothesis', reason='pip install hypothesis')
-from conftest import settings
+from conftest import flags_of, settings, snapshot
 from hypothesis import HealthCheck, given
 from hypothesis import settings as limits
 from hypothesis import strategies as st
@@ -18,21 +20,33 @@ from gradus import checkpoint, configurator, data
 
 FEW = limits(max_examples=40, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 KEYS = sorted(vars(settings()))
-VALUES = st.one_of(st.integers(-2, 2 ** 70), st.floats(), st.booleans(), st.none(), st.text(max_size=8), st.sampled_from(
-    ['auto', 'cpu', 'scratch', 'resume', 'rotary', 'swiglu', 'linear', 'babble', '1e400', '-0.0', 'nan', '1_000', '0x10', '[1]', '\0', 'ü', '../..', '']))
+WORDS = [
+    'auto', 'cpu', 'scratch', 'resume', 'rotary', 'swiglu', 'linear', 'babble',
+    '1e400', '-0.0', 'nan', '1_000', '0x10', '[1]', '\0', 'ü', '../..', '',
+]
+VALUES = st.one_of(
+    st.integers(-2, 2 ** 70),
+    st.floats(),
+    st.booleans(),
+    st.none(),
+    st.text(max_size=8),
+    st.sampled_from(WORDS),
+)
 
 
-def outcome(main, cls, errors, argv):
-    """0 for success, 2 for a refusal; anything else, an exception above all, is a failure of the test."""
+def outcome(main, cls, argv):
+    """0 for success, 2 for a one-line error. Any exception gets through and fails the test."""
     try:
-        configurator.run(main, cls, errors, argv)
+        configurator.launch(main, cls, argv)
     except SystemExit as e:
         return e.code or 0
     return 0
 
 
-def snapshot(folder):
-    return {os.path.join(d, name): open(os.path.join(d, name), 'rb').read() for d, _, names in os.walk(folder) for name in names}
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    """Work in an empty folder."""
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture
@@ -42,71 +56,96 @@ def run(place):
     return place
 
 
+# ---------------------------------------------------------------------------- settings
+
 @FEW
 @given(st.lists(st.tuples(st.sampled_from(KEYS), VALUES), min_size=1, max_size=4))
 def test_settings_are_used_or_refused(changes):
-    """As far as `check` goes, on the command line and in a config file; what passes describes a model that can be built."""
+    """On the command line and in a config file. Settings that pass `check` describe a model that can be built."""
     def check(cfg):
         train.check(cfg)
         assert train.model_config(cfg, 10).n_layer == cfg.n_layer
 
-    assert outcome(check, train.TrainConfig, train.ERRORS, [f'--{key}={value}' for key, value in changes]) in (0, 2)
+    argv = [f'--{key}={value}' for key, value in changes]
+    assert outcome(check, train.TrainConfig, argv) in (0, 2)
+
+    assignments = [f'{key} = {value!r}' for key, value in changes]
     with open('fuzz.py', 'w', encoding='utf-8') as f:
-        f.write('nan, inf = math.nan, math.inf\n' + '\n'.join(f'{key} = {value!r}' for key, value in changes))
-    assert outcome(check, train.TrainConfig, train.ERRORS, ['fuzz.py']) in (0, 2)
+        f.write('\n'.join(['nan, inf = math.nan, math.inf', *assignments]))
+    assert outcome(check, train.TrainConfig, ['fuzz.py']) in (0, 2)
 
 
-@pytest.fixture(autouse=True)
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+ANY_TEXT = st.text(max_size=100).map(lambda s: s.encode('utf-8', 'surrogatepass'))
 
 
 @FEW
-@given(st.one_of(st.binary(max_size=200), st.text(max_size=100).map(lambda s: s.encode('utf-8', 'surrogatepass'))))
+@given(st.one_of(st.binary(max_size=200), ANY_TEXT))
 def test_any_bytes_as_a_config_file(content):
     with open('fuzz.py', 'wb') as f:
         f.write(content)
     try:
         compile(content, 'fuzz.py', 'exec')
     except (SyntaxError, ValueError):
-        assert outcome(train.check, train.TrainConfig, train.ERRORS, ['fuzz.py']) == 2
+        assert outcome(train.check, train.TrainConfig, ['fuzz.py']) == 2
 
+
+# ---------------------------------------------------------------------------- files
 
 @FEW
 @given(st.data())
 def test_damaged_checkpoints_are_refused_or_right(run, draws):
-    """A cut, or some bytes changed: the state as it was, or a refusal."""
-    whole = open('out/ckpt.pt', 'rb').read()
-    content = bytearray(whole[:draws.draw(st.integers(0, len(whole)))] if draws.draw(st.booleans()) else whole)
-    for _ in range(draws.draw(st.integers(0, 3))):
+    """A cut file, or one with some bytes changed, is refused, unless it still holds the right state."""
+    with open('out/ckpt.pt', 'rb') as f:
+        whole = f.read()
+    content = bytearray(whole)
+    if draws.draw(st.booleans(), 'cut'):
+        content = content[:draws.draw(st.integers(0, len(whole)), 'length')]
+    for _ in range(draws.draw(st.integers(0, 3), 'changed bytes')):
         if content:
             content[draws.draw(st.integers(0, len(content) - 1))] = draws.draw(st.integers(0, 255))
     os.makedirs('fuzz', exist_ok=True)
     with open('fuzz/ckpt.pt', 'wb') as f:
         f.write(content)
+
     try:
         state = checkpoint.load('fuzz/ckpt.pt')
-    except checkpoint.CheckpointError as e:
+    except UserError as e:
         assert '\n' not in str(e)
         return
     good = checkpoint.load('out/ckpt.pt')
-    assert all((state['model'][name] == tensor).all() for name, tensor in good['model'].items()) and state['iter_num'] == good['iter_num']
+    assert all((state['model'][name] == tensor).all() for name, tensor in good['model'].items())
+    assert state['iter_num'] == good['iter_num']
 
 
-JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-                    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=8)
+ANY_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+ALMOST_A_TOKENIZER = st.fixed_dictionaries(dict(
+    kind=st.sampled_from(['char', 'byte', 'gpt2', 'bpe', 3]),
+    chars=ANY_JSON,
+))
+ALMOST_A_META = st.fixed_dictionaries(dict(
+    vocab_size=ANY_JSON,
+    dtype=st.sampled_from(['uint16', 'uint32', 'float64', 7]),
+    tokenizer=ANY_JSON | ALMOST_A_TOKENIZER,
+))
+
+
+def as_file(value):
+    return json.dumps(value).encode()
 
 
 @FEW
-@given(st.one_of(st.binary(max_size=100), JSON.map(lambda v: json.dumps(v).encode()), st.fixed_dictionaries(dict(
-    vocab_size=JSON, dtype=st.sampled_from(['uint16', 'uint32', 'float64', 7]), tokenizer=JSON | st.fixed_dictionaries(dict(
-        kind=st.sampled_from(['char', 'byte', 'gpt2', 'bpe', 3]), chars=JSON)))).map(lambda v: json.dumps(v).encode())))
+@given(st.one_of(st.binary(max_size=100), ANY_JSON.map(as_file), ALMOST_A_META.map(as_file)))
 def test_any_meta_json(run, content):
     with open('data/babble/meta.json', 'wb') as f:
         f.write(content)
     before = snapshot('.')
-    flags = [f'--{key}={value}' for key, value in vars(settings(out_dir='fuzzed', eval_only=True, n_layer=1, eval_iters=1)).items()]
-    assert outcome(train.main, train.TrainConfig, train.ERRORS, flags) in (0, 2)
+
+    flags = flags_of(out_dir='fuzzed', eval_only=True, n_layer=1, eval_iters=1)
+    assert outcome(train.main, train.TrainConfig, flags) in (0, 2)
     assert snapshot('.') == before
 
 
@@ -116,22 +155,40 @@ def test_any_train_bin(run, content):
     with open('data/babble/train.bin', 'wb') as f:
         f.write(content)
     meta = data.read_meta('data/babble')
+
     try:
         tokens = data.Tokens('data/babble/train.bin', meta['dtype'], meta['vocab_size'], 16)
         x, y = tokens.windows(tokens.batch_starts(1, 1, 4))
-    except data.DataError as e:
+    except UserError as e:
         assert '\n' not in str(e)
         return
-    assert 0 <= x.min() and x.max() < meta['vocab_size'] and -1 <= y.min()
+    assert 0 <= x.min()
+    assert x.max() < meta['vocab_size']
+    assert -1 <= y.min()
 
+
+# ---------------------------------------------------------------------------- prompts
 
 @FEW
-@given(st.text(max_size=30), st.one_of(st.floats(0, 1e30), st.sampled_from([0.0, 1e-300, 1e300])), st.integers(0, 2 ** 62), st.integers(0, 2 ** 62))
+@given(
+    st.text(max_size=30),
+    st.one_of(st.floats(0, 1e30), st.sampled_from([0.0, 1e-300, 1e300])),
+    st.integers(0, 2 ** 62),
+    st.integers(0, 2 ** 62),
+)
 def test_any_prompt(run, prompt, temperature, top_k, seed):
     before = snapshot('.')
-    argv = ['--out_dir=out', '--device=cpu', '--num_samples=2', '--max_new_tokens=3', f'--start={prompt}', f'--temperature={temperature!r}',
-            f'--top_k={top_k}', f'--seed={seed}']
-    assert outcome(sample.main, sample.SampleConfig, sample.ERRORS, argv) in (0, 2)
+    argv = [
+        '--out_dir=out',
+        '--device=cpu',
+        '--num_samples=2',
+        '--max_new_tokens=3',
+        f'--start={prompt}',
+        f'--temperature={temperature!r}',
+        f'--top_k={top_k}',
+        f'--seed={seed}',
+    ]
+    assert outcome(sample.main, sample.SampleConfig, argv) in (0, 2)
     assert snapshot('.') == before
 
 
@@ -139,5 +196,6 @@ def test_a_traceback_would_be_found():
     """Negative control."""
     def main(cfg):
         sys.modules['no such module']
+
     with pytest.raises(KeyError):
-        outcome(main, train.TrainConfig, train.ERRORS, [])
+        outcome(main, train.TrainConfig, [])

@@ -10,8 +10,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from gradus import pretrained
-from gradus.errors import UserError
+from gradus import errors, pretrained
 from gradus.sampling import Sampler
 from model import GPT, GPTConfig, KVCache, sinusoidal
 
@@ -366,7 +365,7 @@ def test_from_state_round_trip(kind):
     (dict(mlp='elu'), "mlp='elu'"),
 ])
 def test_weights_that_do_not_fit_are_refused_in_one_line(wrong, named):
-    with pytest.raises(UserError) as e:
+    with pytest.raises(errors.UserError) as e:
         pretrained.gpt_from_weights({**TINY, **wrong}, GPT(GPTConfig(**TINY)).state_dict())
     assert named in str(e.value)
     assert '\n' not in str(e.value)

@@ -1,4 +1,4 @@
-"""Devices and processes: what is chosen, who does what, and that many processes learn what one does."""
+"""Devices and processes: what is chosen, who does what, and that several processes learn what one does."""
 
 import os
 import subprocess
@@ -6,112 +6,205 @@ import sys
 
 import pytest
 import torch
-from conftest import REPO, read_log
+from conftest import REPO, prepare_babble, read_log
 
-from gradus import checkpoint, parallel
+import train
+from gradus import checkpoint, configurator, parallel
+from gradus.errors import UserError
 
-FLAGS = ['--dataset=babble', '--device=cpu', '--block_size=16', '--n_layer=2', '--n_head=2', '--n_embd=16', '--batch_size=3', '--eval_iters=2',
-         '--max_iters=20', '--eval_interval=10', '--learning_rate=0.01', '--warmup_iters=2', '--lr_decay_iters=20', '--sample_tokens=0']
+FLAGS = (
+    '--dataset=babble --device=cpu --block_size=16 --batch_size=3 --n_layer=2 --n_head=2 --n_embd=16 '
+    '--max_iters=20 --lr_decay_iters=20 --warmup_iters=2 --learning_rate=0.01 --eval_interval=10 --eval_iters=2 '
+    '--sample_tokens=0'
+).split()
 
 
-def train(out_dir, *flags, processes=1, script=REPO / 'train.py'):
-    """Run train.py, under torchrun if there are several processes; returns its stdout."""
-    launch = ['-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={processes}'] if processes > 1 else []
-    ran = subprocess.run([sys.executable, *launch, str(script), *FLAGS, f'--out_dir={out_dir}', *flags],
-                         capture_output=True, text=True, timeout=300, env={**os.environ, 'PYTHONPATH': str(REPO)})
+def launch(processes, out_dir, *flags, script=REPO / 'train.py'):
+    """Run train.py under torchrun; returns the CompletedProcess."""
+    torchrun = ['-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={processes}']
+    return subprocess.run(
+        [sys.executable, *torchrun, str(script), *FLAGS, f'--out_dir={out_dir}', *flags],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, 'PYTHONPATH': str(REPO)},
+    )
+
+
+def train_here(out_dir, *flags):
+    """Train in this process."""
+    train.main(configurator.load(train.TrainConfig, [*FLAGS, f'--out_dir={out_dir}', *flags]))
+
+
+def train_two(out_dir, *flags, script=REPO / 'train.py'):
+    """Train in two processes; returns their output."""
+    ran = launch(2, out_dir, *flags, script=script)
     assert ran.returncode == 0, ran.stderr
     return ran.stdout
 
 
 def losses(out_dir):
+    """(iteration, loss or validation loss) for each line of the log."""
     return [(r['iter'], r.get('loss', r.get('val_loss'))) for r in read_log(out_dir)]
 
 
-@pytest.mark.parametrize('accumulation', [pytest.param(4, marks=pytest.mark.slow), 3, pytest.param(2, marks=pytest.mark.slow)])
-def test_two_processes_follow_one(place, accumulation):
-    """The same global batches: 20 losses within 1e-4. 3 micro-batches of 2 become, for each process, one of 2 and one of 1."""
-    flags = [f'--gradient_accumulation_steps={accumulation}'] + (['--batch_size=2'] if accumulation == 3 else [])
-    train('one', *flags)
-    out = train('two', *flags, processes=2)
-    one, two = losses('one'), losses('two')
-    assert len(one) == len(two) == 23
-    assert all(i == j and abs(a - b) < 1e-4 for (i, a), (j, b) in zip(one, two))
-    assert abs(one[-1][1] - one[0][1]) > 0.02                                     # it did learn something
-    assert [out.count(f'iter {i}: ') for i in range(20)] == [1] * 20 and out.count('step 20: ') == 1
-    assert sorted(os.listdir('two')) == sorted(os.listdir('one'))                 # nobody else wrote anything
+# ---------------------------------------------------------------------------- several processes
 
-
-@pytest.mark.slow
-def test_a_run_may_go_on_with_another_number_of_processes(place):
-    train('one', '--gradient_accumulation_steps=2')
-    train('mixed', '--gradient_accumulation_steps=2', '--max_iters=10', processes=2)
-    train('mixed', '--gradient_accumulation_steps=2', '--init_from=resume')
-    assert checkpoint.load('mixed/ckpt.pt')['iter_num'] == 20
-    ends = dict(losses('mixed'))
-    assert all(abs(loss - ends[i]) < 1e-4 for i, loss in dict(losses('one')).items())
-
-
-@pytest.mark.skipif(not os.path.exists('/proc/self/task'), reason='threads are listed by Linux')
-def test_no_thread_of_the_process_group_outlives_it(place):
-    """One that did aborted some runs at their exit: "terminate called without an active exception"."""
-    (place / 'watched.py').write_text("""
+# train.py that also reports threads of gloo, the backend of the process group.
+WATCHED = """
 import os, sys
 import train
 from gradus import configurator, parallel
-def gloo():
-    return sum('gloo' in open(f'/proc/self/task/{t}/comm').read() for t in os.listdir('/proc/self/task'))
-close = parallel.Run.close
-parallel.Run.close = lambda run: (print(f'while it runs: {gloo() > 0}'), close(run))
+
+def gloo_threads():
+    names = [open(f'/proc/self/task/{t}/comm').read() for t in os.listdir('/proc/self/task')]
+    return sum('gloo' in name for name in names)
+
+close = parallel.Worker.close
+
+def watched_close(run):
+    print(f'while it runs: {gloo_threads() > 0}')
+    close(run)
+
+if os.path.exists('/proc/self/task'):
+    parallel.Worker.close = watched_close
 train.main(configurator.load(train.TrainConfig, sys.argv[1:]))
-print(f'afterwards: {gloo()}')
-""")
-    out = train('out', '--max_iters=2', '--gradient_accumulation_steps=2', processes=2, script=place / 'watched.py')
-    assert out.count('while it runs: True') == 2 == out.count('afterwards: 0'), out
+if os.path.exists('/proc/self/task'):
+    print(f'afterwards: {gloo_threads()}')
+"""
+
+
+@pytest.fixture(scope='module')
+def pair(tmp_path_factory):
+    """A folder with a run of one process and the same run of two, and what the two printed."""
+    folder = tmp_path_factory.mktemp('pair')
+    (folder / 'watched.py').write_text(WATCHED)
+    flags = ['--gradient_accumulation_steps=3', '--batch_size=2']
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        prepare_babble()
+        train_here('one', *flags)
+        out = train_two('two', *flags, script=folder / 'watched.py')
+    return folder, out
+
+
+def assert_two_follow_one(folder, out):
+    """The same global batches give the same losses within 1e-4, and only one process prints and writes."""
+    one = losses(folder / 'one')
+    two = losses(folder / 'two')
+    assert len(one) == len(two) == 23
+    assert all(i == j and abs(a - b) < 1e-4 for (i, a), (j, b) in zip(one, two))
+    assert abs(one[-1][1] - one[0][1]) > 0.02, 'the run learned nothing'
+
+    assert [out.count(f'iter {i}: ') for i in range(20)] == [1] * 20
+    assert out.count('step 20: ') == 1
+    assert sorted(os.listdir(folder / 'two')) == sorted(os.listdir(folder / 'one'))
+
+
+def test_two_processes_follow_one(pair):
+    """3 micro-batches of 2 give each process one micro-batch of 2 and one of 1."""
+    folder, out = pair
+    assert_two_follow_one(folder, out)
 
 
 @pytest.mark.slow
-def test_what_cannot_be_dealt_out_is_one_line_from_rank_0(place):
-    ran = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', str(REPO / 'train.py'), *FLAGS,
-                          '--gradient_accumulation_steps=3'], capture_output=True, text=True, timeout=300)
-    assert ran.returncode != 0 and not os.path.exists('out')
-    assert ran.stderr.count('error: 9 sequences a step on 2 processes: expected batch_size * gradient_accumulation_steps') == 1
+@pytest.mark.parametrize('accumulation', [4, 2])
+def test_two_processes_follow_one_when_whole_micro_batches_are_sharded(place, accumulation):
+    train_here('one', f'--gradient_accumulation_steps={accumulation}')
+    out = train_two('two', f'--gradient_accumulation_steps={accumulation}')
+    assert_two_follow_one(place, out)
 
 
-def test_shares_are_equal_and_complete():
+@pytest.mark.skipif(not os.path.exists('/proc/self/task'), reason='needs the list of threads that Linux keeps')
+def test_no_thread_of_the_process_group_outlives_it(pair):
+    """Threads that did aborted some runs at their exit: "terminate called without an active exception"."""
+    _, out = pair
+    assert out.count('while it runs: True') == 2, out
+    assert out.count('afterwards: 0') == 2, out
+
+
+@pytest.mark.slow
+def test_resume_with_another_number_of_processes(place):
+    train_here('one', '--gradient_accumulation_steps=2')
+    train_two('mixed', '--gradient_accumulation_steps=2', '--max_iters=10')
+    train_here('mixed', '--gradient_accumulation_steps=2', '--init_from=resume')
+
+    assert checkpoint.load('mixed/ckpt.pt')['iter_num'] == 20
+    expected = dict(losses('one'))
+    found = dict(losses('mixed'))
+    assert all(abs(loss - found[i]) < 1e-4 for i, loss in expected.items())
+
+
+@pytest.mark.slow
+def test_a_batch_that_cannot_be_sharded_is_one_line_from_rank_0(place):
+    ran = launch(2, 'out', '--gradient_accumulation_steps=3')
+    assert ran.returncode != 0
+    assert not os.path.exists('out')
+    expected = 'error: 9 sequences a step on 2 processes: expected batch_size * gradient_accumulation_steps'
+    assert ran.stderr.count(expected) == 1
+
+
+def test_shards_are_equal_and_complete():
+    cpu = torch.device('cpu')
+
     for world in (1, 2, 3, 6):
-        parts = [range(12)[parallel.Run(torch.device('cpu'), torch.float32, False, rank, world).share(12)] for rank in range(world)]
-        assert [i for part in parts for i in part] == list(range(12)) and len({len(p) for p in parts}) == 1
-    with pytest.raises(parallel.DeviceError, match='5 sequences a step on 2 processes'):
-        parallel.Run(torch.device('cpu'), torch.float32, False, 0, 2).share(5)
+        workers = [parallel.Worker(cpu, torch.float32, False, rank, world) for rank in range(world)]
+        parts = [range(12)[worker.shard(12)] for worker in workers]
+        assert [i for part in parts for i in part] == list(range(12))
+        assert len({len(part) for part in parts}) == 1
 
+    with pytest.raises(UserError, match='5 sequences a step on 2 processes'):
+        parallel.Worker(cpu, torch.float32, False, 0, 2).shard(5)
+
+
+# ---------------------------------------------------------------------------- one process
 
 def test_cpu_defaults_and_notes():
-    run = parallel.start('cpu')
-    assert (run.device.type, run.dtype, run.compile, run.rank, run.world_size, run.note) == ('cpu', torch.float32, False, 0, 1, '')
-    assert run.main and run.sum(1, torch.tensor(2.5)) == [1.0, 2.5]
-    assert 'using float32 on cpu' in parallel.start('cpu', 'float16').note and parallel.start('cpu', 'float16').dtype == torch.float32
-    assert parallel.start('cpu', 'bfloat16').dtype == torch.bfloat16
+    run = parallel.init('cpu')
+    assert run.device.type == 'cpu'
+    assert run.dtype == torch.float32
+    assert run.compile is False
+    assert (run.rank, run.world_size) == (0, 1)
+    assert run.note == ''
+    assert run.is_main
+    assert run.sum(1, torch.tensor(2.5)) == [1.0, 2.5]
+
+    float16 = parallel.init('cpu', 'float16')
+    assert float16.dtype == torch.float32
+    assert 'using float32 on cpu' in float16.note
+
+    assert parallel.init('cpu', 'bfloat16').dtype == torch.bfloat16
 
 
 def test_sums_are_exact_beyond_float32():
-    assert parallel.start('cpu').sum(2 ** 24 + 1) == [2 ** 24 + 1]
+    assert parallel.init('cpu').sum(2 ** 24 + 1) == [2 ** 24 + 1]
 
 
 def test_compile_without_a_compiler_is_one_line():
     from torch._inductor import config as inductor
-    assert parallel.start('cpu', compile=True).compile is True
+
+    assert parallel.init('cpu', compile=True).compile is True
     with inductor.patch({'cpp.cxx': (None, '/nowhere/g++')}):
-        with pytest.raises(parallel.DeviceError, match='compile=True: torch.compile needs a C.. compiler and found none; install'):
-            parallel.start('cpu', compile=True)
-        assert parallel.start('cpu').compile is False     # nothing else needs one
+        expected = 'compile=True: torch.compile needs a C.. compiler and found none; install'
+        with pytest.raises(UserError, match=expected):
+            parallel.init('cpu', compile=True)
+        assert parallel.init('cpu').compile is False             # nothing else needs a compiler
 
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs an NVIDIA GPU')
 def test_cuda_is_chosen_and_trains(place):
-    run = parallel.start()
-    assert run.device.type == 'cuda' and run.compile and run.dtype in (torch.bfloat16, torch.float16)
+    run = parallel.init()
+    assert run.device.type == 'cuda'
+    assert run.compile
+    assert run.dtype in (torch.bfloat16, torch.float16)
+
     flags = [f for f in FLAGS if not f.startswith('--device')]
-    ran = subprocess.run([sys.executable, str(REPO / 'train.py'), *flags, '--gradient_accumulation_steps=2'], capture_output=True, text=True)
-    assert ran.returncode == 0 and 'cuda, bfloat16, compiled' in ran.stdout, ran.stderr
+    ran = subprocess.run(
+        [sys.executable, str(REPO / 'train.py'), *flags, '--gradient_accumulation_steps=2'],
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert 'cuda, bfloat16, compiled' in ran.stdout, ran.stderr
     assert losses('out')[-1][1] < losses('out')[0][1] - 0.1

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import prepare_babble, read_log, settings, sha256_of
+from conftest import prepare_babble, read_log, settings, sha256_of, snapshot
 from torch.nn import functional as F
 
 import train
@@ -24,15 +24,6 @@ def trained(out_dir, which='ckpt.pt'):
     """Hashes of a run's weights and of its optimizer's tensors."""
     state = checkpoint.load(os.path.join(out_dir, which))
     return sha256_of(state['model']), sha256_of(state['optimizer']['state'])
-
-
-def contents(folder):
-    """The bytes of each file in a folder, by name."""
-    files = {}
-    for name in os.listdir(folder):
-        with open(os.path.join(folder, name), 'rb') as f:
-            files[name] = f.read()
-    return files
 
 
 @pytest.fixture(scope='module')
@@ -132,11 +123,11 @@ def test_seed_changes_everything(place, plain_run):
 
 def test_resuming_a_finished_run_changes_nothing(place, capsys):
     train.main(settings())
-    before = contents('out')
+    before = snapshot('out')
 
     train.main(settings(init_from='resume'))
 
-    assert contents('out') == before
+    assert snapshot('out') == before
     assert 'raise --max_iters' in capsys.readouterr().out
 
 
@@ -251,11 +242,11 @@ def test_some_windows_are_fixed_and_spread(place):
 def test_eval_only_works_at_any_iteration_and_writes_nothing(place, capsys):
     train.main(settings(max_iters=7, eval_interval=7))
     line = [s for s in capsys.readouterr().out.splitlines() if s.startswith('step 7:')][0]
-    before = contents('out')
+    before = snapshot('out')
 
     train.main(settings(init_from='resume', eval_only=True, max_iters=7))
     assert line in capsys.readouterr().out
-    assert contents('out') == before
+    assert snapshot('out') == before
 
     train.main(settings(out_dir='other', eval_only=True))
     assert 'step 0:' in capsys.readouterr().out
