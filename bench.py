@@ -2,6 +2,7 @@
 Compare Gradus with what it should beat: `python bench.py NAME ...` runs benchmarks/NAME.py; add --help for its options.
 
     python bench.py time-to-loss --against NANOGPT      time to a loss of 1.88 on tiny Shakespeare, loss at equal time
+    python bench.py loss-curve --against NANOGPT        val loss over time, nanoGPT's and ours, as a picture
     python bench.py same-recipe --against NANOGPT       whole runs of nanoGPT's CPU recipe, in nanoGPT and here
     python bench.py same-steps --against NANOGPT        single steps from the same weights on the same batches
     python bench.py step --config X --against NANOGPT   tokens/s and MFU of a training step, and of nanoGPT's
@@ -18,7 +19,7 @@ import os
 import runpy
 import sys
 
-from gradus.errors import UserError
+from gradus.errors import UserError, exit_on_error
 
 FOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'benchmarks')
 
@@ -35,14 +36,12 @@ def main():
         print(__doc__.strip())
         return
     if name not in names():
-        sys.exit(f"error: bench.py {name}: expected one of {', '.join(names())}")
+        raise UserError(f"bench.py {name}: expected one of {', '.join(names())}")
 
     del sys.argv[0]                                   # the benchmark sees its own name first, then its options
-    try:
-        runpy.run_path(os.path.join(FOLDER, name.replace('-', '_') + '.py'), run_name='__main__')
-    except UserError as e:
-        sys.exit(f'error: {e}')
+    runpy.run_path(os.path.join(FOLDER, name.replace('-', '_') + '.py'), run_name='__main__')
 
 
 if __name__ == '__main__':
-    main()
+    with exit_on_error():
+        main()

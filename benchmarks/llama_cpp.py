@@ -169,8 +169,10 @@ def compare(size, bits, model, args):
         path = os.path.join(tmp, 'model.gguf')
         write(model, path, bits)
         theirs = LlamaCpp(path, model.config.block_size)
-        their_speeds, our_speeds, same = measure(theirs, Ours(model, bits), args)
-        theirs.process.terminate()
+        try:
+            their_speeds, our_speeds, same = measure(theirs, Ours(model, bits), args)
+        finally:
+            theirs.process.terminate()
     name = f'{size}, {bits} bits, first {same} of {args.tokens} greedy tokens identical'
     report(name, their_speeds, our_speeds, 'tokens/s', sides=('llama.cpp', 'ours'))
 

@@ -151,11 +151,13 @@ def time_to(config, out_dir, seed):
 def report_whole_runs(config, rounds):
     with tempfile.TemporaryDirectory() as tmp:
         results = [time_to(config, os.path.join(tmp, str(n)), seed=n) for n in range(rounds)]
+
+    name = config or 'python mlp_mnist.py'
     for key in results[0]:
         values = [result[key] for result in results]
         reached = [value for value in values if value is not None]
         median = statistics.median(reached) if reached else None
-        print(f"{config or 'python mlp_mnist.py'}, {key}: median {median} {values}")
+        print(f'{name}, {key}: median {median} {values}')
 
 
 def main():

@@ -59,7 +59,7 @@ def generate_nanogpt(model, n_samples, n_tokens):
 
 
 def build(shape, nanogpt, worker):
-    """The sides to measure, by name: (function that generates, model), all with the same weights."""
+    """The sides to measure, {name: (function that generates, model)}, with the same weights; and how many those are."""
     torch.manual_seed(0)
     model = GPT(GPTConfig(**shape, bias=False)).to(worker.device).eval()
 

@@ -41,7 +41,7 @@ class NanoGPT:
         self.cfg = cfg = ours.cfg
         self.worker = worker = ours.worker
         self.tokens = ours.tokens
-        self.scaler = ours.scaler
+        self.scaler = torch.amp.GradScaler(worker.device.type, enabled=worker.dtype == torch.float16)
 
         config = nanogpt.GPTConfig(**{name: getattr(ours.model.config, name) for name in checkpoint.NANOGPT_MODEL_ARGS})
         self.model = nanogpt.GPT(config).to(worker.device)
@@ -69,8 +69,10 @@ class NanoGPT:
                 loss = loss / self.cfg.gradient_accumulation_steps
             self.scaler.scale(loss).backward()
         if self.cfg.grad_clip:
+            self.scaler.unscale_(self.optimizer)
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.cfg.grad_clip)
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
 
 
@@ -78,7 +80,7 @@ def build(args, settings):
     """The sides to measure, by name, ready for step 0."""
     cfg = configurator.load(train.TrainConfig, [args.config, *settings])
     worker = parallel.init(cfg.device, cfg.dtype, cfg.compile, cfg.backend)
-    if worker.compile and worker.device.type == 'cpu':      # as train.py does
+    if cfg.deterministic or worker.compile and worker.device.type == 'cpu':     # as train.py does
         parallel.set_deterministic()
     torch.manual_seed(cfg.seed)
     config = train.model_config(cfg, vocab_size=args.vocab_size)

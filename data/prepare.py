@@ -15,7 +15,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 from gradus import data
-from gradus.errors import UserError
+from gradus.errors import exit_on_error
 
 
 def main():
@@ -26,11 +26,9 @@ def main():
     parser.add_argument('--tokenizer', default='char', choices=('char', 'byte', 'gpt2'), help='default: %(default)s')
     parser.add_argument('--out', help='another folder to write to, instead of data/<name>')
     args = parser.parse_args()
-    try:
-        data.write_text(args.out or str(HERE / args.name), args.files, args.tokenizer)
-    except UserError as e:
-        sys.exit(f'error: {e}')
+    data.write_text(args.out or str(HERE / args.name), args.files, args.tokenizer)
 
 
 if __name__ == '__main__':
-    main()
+    with exit_on_error():
+        main()

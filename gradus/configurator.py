@@ -30,33 +30,20 @@ from contextlib import nullcontext
 import numpy as np
 import torch
 
-from gradus.errors import UserError, one_line, warn
+from gradus.errors import UserError, exit_on_error, one_line, warn
 
 TRUE = ('true', 'True', '1')
 FALSE = ('false', 'False', '0')
 
 
 def launch(main, cls, argv=None):
-    """
-    Read the settings and call main(cfg): the last line of every script. A UserError ends the program with one line on
-    stderr and exit code 2, without a traceback.
-    """
+    """Read the settings and call main(cfg): the last line of every script. Errors of the user end in one line."""
     script = sys.modules[cls.__module__]
     for stream in (sys.stdout, sys.stderr):           # any text on any terminal, including Windows
         if hasattr(stream, 'reconfigure'):
             stream.reconfigure(encoding='utf-8', errors='replace')
-    try:
+    with exit_on_error():
         main(load(cls, sys.argv[1:] if argv is None else argv, script))
-    except UserError as e:
-        if os.environ.get('RANK', '0') == '0':
-            print(f'error: {one_line(e, limit=None)}', file=sys.stderr)
-        sys.exit(2)
-    except BrokenPipeError:                           # the reader has seen enough: | head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
-    except KeyboardInterrupt:                         # Ctrl-C
-        print('interrupted', file=sys.stderr)
-        sys.exit(130)
 
 
 def load(cls, argv, script=None):

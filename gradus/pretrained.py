@@ -47,16 +47,15 @@ def load(source, or_else='resume'):
 def load_checkpoint(path):
     """The model in a checkpoint of train.py or nanoGPT. Raises UserError."""
     state = checkpoint.load(path)
-    iter_num = state.get('iter_num')
     best_val_loss = float(state.get('best_val_loss', float('nan')))
-    about = f"{path}: iteration {'?' if iter_num is None else iter_num}, best val loss {best_val_loss:.4f}"
+    about = f"{path}: iteration {state.get('iter_num', '?')}, best val loss {best_val_loss:.4f}"
     return Pretrained(
         source=path,
         config=read_config(state['model_args'], state['model'], path),
         weights=state['model'],
         tokenizer=state.get('tokenizer'),
         about=about,
-        iter_num=iter_num,
+        iter_num=state.get('iter_num'),
         dataset=state.get('config', {}).get('dataset'),
     )
 

@@ -13,7 +13,7 @@ FLOORS = ['pretrained', 'hf', 'checkpoint', 'log', 'parallel', 'optim', 'evaluat
           'digits', 'data', 'tokenizer', 'configurator', 'errors', 'files']
 
 CORE = {'torch', 'numpy', 'tiktoken', 'tqdm'}
-OPTIONAL = {'PIL', 'safetensors', 'huggingface_hub', 'wandb', 'datasets', 'gguf', 'xllamacpp'}
+OPTIONAL = {'PIL', 'safetensors', 'huggingface_hub', 'wandb', 'datasets', 'gguf', 'xllamacpp', 'matplotlib'}
 
 
 def imports(path):

@@ -22,7 +22,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 from gradus import digits
-from gradus.errors import UserError, one_line
+from gradus.errors import UserError, exit_on_error, one_line
 from gradus.files import atomic_write
 
 AUTOMATIC = True       # small: mlp_mnist.py may run this file when the data is missing
@@ -107,18 +107,17 @@ def main():
     parser.add_argument('--source', type=Path, metavar='FOLDER', help='a folder with copies of the four files')
     parser.add_argument('--out', type=Path, default=HERE, help='folder to write to (default: beside this file)')
     args = parser.parse_args()
+    contents = from_folder(args.source) if args.source else download()
     try:
-        contents = from_folder(args.source) if args.source else download()
         args.out.mkdir(parents=True, exist_ok=True)
         for name, content in contents.items():
             with atomic_write(os.path.join(args.out, name)) as f:
                 f.write(content)
-    except UserError as e:
-        sys.exit(f'error: {e}')
     except OSError as e:
-        sys.exit(f'error: {args.out}: cannot be written ({e.strerror}); give another folder with --out')
+        raise UserError(f'{args.out}: cannot be written ({e.strerror}); give another folder with --out') from e
     print(f'{args.out}: 60,000 images to train on, 10,000 to test on')
 
 
 if __name__ == '__main__':
-    main()
+    with exit_on_error():
+        main()

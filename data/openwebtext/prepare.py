@@ -15,7 +15,7 @@ sys.path.insert(0, str(HERE.parents[1]))
 from tqdm import tqdm
 
 from gradus import data
-from gradus.errors import UserError
+from gradus.errors import UserError, exit_on_error
 from gradus.tokenizer import GPT2Tokenizer
 
 SOURCE = 'Skylion007/openwebtext'
@@ -38,11 +38,9 @@ def main():
     args = parser.parse_args()
     try:
         from datasets import load_dataset
-        tokenizer = GPT2Tokenizer()
-    except ImportError:
-        sys.exit('error: OpenWebText is read with the package datasets; pip install datasets')
-    except UserError as e:
-        sys.exit(f'error: {e}')
+    except ImportError as e:
+        raise UserError('OpenWebText is read with the package datasets; pip install datasets') from e
+    tokenizer = GPT2Tokenizer()
 
     # The same fraction and seed as nanoGPT: the same documents are held out.
     split = load_dataset(SOURCE, split='train').train_test_split(test_size=0.0005, seed=2357, shuffle=True)
@@ -52,4 +50,5 @@ def main():
 
 
 if __name__ == '__main__':
-    main()
+    with exit_on_error():
+        main()

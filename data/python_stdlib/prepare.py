@@ -15,6 +15,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 from gradus import data
+from gradus.errors import UserError, exit_on_error
 from gradus.tokenizer import ByteTokenizer
 
 AUTOMATIC = True       # small, and no download: train.py may run this file when the dataset is missing
@@ -46,8 +47,8 @@ def main():
         if text.isascii() and text.strip():
             texts.append(text)
     if sum(map(len, texts)) < 1_000_000:
-        sys.exit(f'error: {args.input}: less than 1 MB of Python source; expected the standard library of a full '
-                 'Python, or another folder with --input FOLDER')
+        raise UserError(f'{args.input}: less than 1 MB of Python source; expected the standard library of a full '
+                        'Python, or another folder with --input FOLDER')
 
     # Split and write.
     train = b'\n'.join(text for i, text in enumerate(texts) if i % 10 != 9)
@@ -59,4 +60,5 @@ def main():
 
 
 if __name__ == '__main__':
-    main()
+    with exit_on_error():
+        main()

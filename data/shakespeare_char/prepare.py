@@ -12,7 +12,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 from gradus import data
-from gradus.errors import UserError
+from gradus.errors import exit_on_error
 
 AUTOMATIC = True       # small: train.py may run this file when the dataset is missing
 URL = 'https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt'
@@ -24,12 +24,10 @@ def main():
     parser.add_argument('--input', help='a UTF-8 text file to use instead of the download')
     parser.add_argument('--out', default=str(HERE), help='folder to write to (default: beside this file)')
     args = parser.parse_args()
-    try:
-        path = args.input or data.download(URL, SHA256, str(HERE / 'input.txt'))
-        data.write_text(args.out, [path], 'char')
-    except UserError as e:
-        sys.exit(f'error: {e}')
+    path = args.input or data.download(URL, SHA256, str(HERE / 'input.txt'))
+    data.write_text(args.out, [path], 'char')
 
 
 if __name__ == '__main__':
-    main()
+    with exit_on_error():
+        main()
