@@ -33,7 +33,7 @@ class MnistConfig:
     # data
     n_train: int = 60000              # train on the first N of the 60,000 training images
     evaluate: str = 'test'            # test: the 10,000 test images; rest: the other training images, to tune settings
-    distort: float = 0.5              # strength of random distortions of the images; 0 = off, 1 = as much as is wise
+    distort: float = 0.5              # strength of random distortions of the images; 0 = off, 1 = strong
     # network; model.py explains each field
     sizes: str = '784-256-256-10'     # neurons in each layer, pixels first, digits last
     activation: str = 'relu'          # of the hidden layers: sigmoid, relu
@@ -45,7 +45,7 @@ class MnistConfig:
     optimizer: str = 'adamw'          # sgd, adamw
     epochs: int = 10                  # passes over the training images
     mini_batch_size: int = 200        # images in a step
-    eta: float = 3e-3                 # learning rate, maximum
+    eta: float = 3e-3                 # peak learning rate
     warmup_iters: int = 0             # steps of linear warm-up
     cooldown: float = 1.0             # fraction of the run, at its end, in which eta decays linearly to 0; 0 = constant
     weight_decay: float = 0.0
@@ -64,10 +64,10 @@ SIGMA_PRIME = {'sigmoid': lambda a: a - a * a, 'relu': lambda a: (a > 0).to(a.dt
 
 def backprop(weights, biases, x, y, activation='sigmoid', cost='quadratic'):
     """
-    The gradient of the cost in every weight and bias, summed over a mini-batch of m images, without autograd.
+    The gradient of the cost with respect to every weight and bias, summed over m images, without autograd.
 
     weights: w^l (n_l, n_{l-1}) and biases: b^l (n_l, 1), lists over the layers l = 2..L; x (n_1, m): an image in each
-    column; y (n_L, m): 1 for its digit, else 0. Returns the lists nabla_w, nabla_b, in the shapes of weights, biases.
+    column; y (n_L, m): 1 for its digit, else 0. Returns lists nabla_w, nabla_b, shaped like weights, biases.
     Nielsen 2015, chapter 2, equations BP1 to BP4, for all images at once: each column of z, a, delta is one image.
     """
     sigma, sigma_prime = SIGMA[activation], SIGMA_PRIME[activation]
@@ -83,7 +83,7 @@ def backprop(weights, biases, x, y, activation='sigmoid', cost='quadratic'):
     if cost == 'quadratic':
         out = torch.sigmoid(z)                        # a^L = sigma(z^L)                                (n_L, m)
         delta = (out - y) * (out - out * out)         # delta^L = (a^L - y) * sigma'(z^L)               (n_L, m)
-    else:                                             # for C = -ln of a softmax, dC/dz^L is that simple:
+    else:                                             # for softmax and cross-entropy, BP1 simplifies to:
         delta = torch.softmax(z, dim=0) - y           # delta^L = a^L - y                               (n_L, m)
 
     # From the last layer to the first. The sums over the images hide in sum() and in the matrix product.
@@ -116,13 +116,14 @@ def weights_and_biases(model):
 
 def check(cfg):
     """Raise UserError for settings that make no sense. Returns the number of neurons in each layer."""
-    configurator.own_folder(cfg.out_dir)
-    configurator.in_range(cfg, n_train=(1, 60000), epochs=(1, None), mini_batch_size=(1, None), eta=(0, None),
-                          distort=(0, None), dropout=(0, 0.999999), cooldown=(0, 1), warmup_iters=(0, None),
-                          weight_decay=(0, None), seed=(0, 2 ** 63))
-    configurator.one_of(cfg, init_from=('scratch', 'resume'), evaluate=('test', 'rest'),
-                        activation=('sigmoid', 'relu'), cost=('quadratic', 'cross_entropy'),
-                        backprop=('manual', 'autograd'), optimizer=('sgd', 'adamw'), dtype=('auto', *parallel.DTYPES))
+    configurator.check_out_dir(cfg.out_dir)
+    configurator.check_range(cfg, n_train=(1, 60000), epochs=(1, None), mini_batch_size=(1, None), eta=(0, None),
+                             distort=(0, None), dropout=(0, 0.999999), cooldown=(0, 1), warmup_iters=(0, None),
+                             weight_decay=(0, None), seed=(0, 2 ** 63))
+    configurator.check_choice(cfg, init_from=('scratch', 'resume'), evaluate=('test', 'rest'),
+                              activation=('sigmoid', 'relu'), cost=('quadratic', 'cross_entropy'),
+                              backprop=('manual', 'autograd'), optimizer=('sgd', 'adamw'),
+                              dtype=('auto', *parallel.DTYPES))
     sizes = check_sizes(cfg.sizes)
     if cfg.eta == 0:
         raise UserError('eta=0.0: expected more than 0, otherwise nothing is learned')
@@ -156,10 +157,9 @@ def load_images(cfg, worker):
     """The images (N, 784) and digits (N,) to train on, and those to evaluate on, on the device. Raises UserError."""
     images, labels = worker.to_device(*digits.read_digits('train'))
     hold_out = cfg.evaluate == 'rest'
-    if cfg.n_train > len(images) - hold_out:
-        less = ', less those to evaluate on' if hold_out else ''
-        raise UserError(f'n_train={cfg.n_train}: expected at most {len(images)}, the training images in '
-                        f'data/mnist{less}')
+    limit = len(images) - 1 if hold_out else len(images)      # leave at least one to evaluate on
+    if cfg.n_train > limit:
+        raise UserError(f'n_train={cfg.n_train}: expected at most {limit} of the {len(images)} training images')
     train = images[:cfg.n_train], labels[:cfg.n_train]
     if hold_out:
         unseen = images[cfg.n_train:], labels[cfg.n_train:]
@@ -223,7 +223,7 @@ def train_epoch(model, optimizer, images, labels, epoch, cfg, worker, bar):
         y = labels.index_select(0, batch)                                       # (m,)
         if cfg.distort:
             x = digits.distort(x, cfg.distort, basis)
-        if cfg.backprop == 'manual':                  # an image becomes a column, a digit a column with one 1
+        if cfg.backprop == 'manual':                  # each image and each one-hot digit is a column
             columns = one_hot.index_select(0, y).T                              # (10, m)
             update_mini_batch(weights, biases, x.T, columns, eta, cfg.activation, cfg.cost)
         else:
@@ -238,11 +238,13 @@ def train_epoch(model, optimizer, images, labels, epoch, cfg, worker, bar):
 
 
 def train(cfg, sizes, worker):
-    # Find everything that can be wrong, and load.
+    # Load everything, and find what is wrong before anything is written.
     (images, labels), unseen = load_images(cfg, worker)
     path = os.path.join(cfg.out_dir, 'ckpt.pt')
     resume = cfg.init_from == 'resume'
     args = dict(sizes=sizes, activation=cfg.activation, cost=cfg.cost, batch_norm=cfg.batch_norm, dropout=cfg.dropout)
+
+    # The model.
     state = {}
     if resume:
         state = checkpoint.load(path)
@@ -252,19 +254,23 @@ def train(cfg, sizes, worker):
         torch.manual_seed(cfg.seed)
         model = MLP(**args)
     model.to(worker.device)
+
+    # The optimizer.
     if cfg.optimizer == 'sgd':
         optimizer = torch.optim.SGD(optim.param_groups(model, cfg.weight_decay), lr=cfg.eta)
     else:
         optimizer = optim.build(model, 'adamw', cfg.weight_decay, cfg.eta, (0.9, 0.99))
     if resume:
         optim.load_state(optimizer, state, path)
+
+    # Where to start.
     first_epoch = state.get('epoch', 0)
     best_cost = state.get('best_val_loss', math.inf)
     if first_epoch >= cfg.epochs:
         print(f'{path} has seen {first_epoch} epochs already; raise --epochs to continue')
         return
 
-    # From here on the run's folder is ours to write to.
+    # Nothing has been written to the run's folder until here.
     checkpoint.open_run(cfg.out_dir, resume)
     steps_per_epoch = math.ceil(cfg.n_train / cfg.mini_batch_size)
     log = Log(cfg.out_dir, first_epoch * steps_per_epoch + 1)
@@ -285,7 +291,7 @@ def train(cfg, sizes, worker):
             # Evaluate.
             cost, activations = evaluate(model, *unseen, worker)
             if not math.isfinite(cost):
-                raise UserError(f'epoch {epoch + 1}: the cost is {cost}; expected a number: lower --eta, now {cfg.eta}')
+                raise UserError(f'epoch {epoch + 1}: the cost is {cost}; lower --eta (now {cfg.eta})')
             accuracy = (activations.argmax(dim=1) == unseen[1]).float().mean().item()
             best_cost = min(best_cost, cost)
 
@@ -320,7 +326,8 @@ def predict(cfg, worker):
     for digit, activation in enumerate(activations):
         print(f'{digit}  {activation:.4f}  {"█" * round(40 * activation)}')
     answer = activations.index(max(activations))
-    print(f'read as {answer}' if truth is None else f'read as {answer}, and it is {truth}')
+    known = '' if truth is None else f', and it is {truth}'
+    print(f'read as {answer}{known}')
 
 
 def load_image(source):

@@ -4,16 +4,16 @@ Two networks in one file: the MLP that reads digits, as a warm-up, and a decoder
     pixels (B, 784)   ->  layers of neurons                                      ->  activations (B, 10)
     token ids (B, T)  ->  vectors (B, T, C)  ->  n_layer blocks  ->  logits (B, T, V)
 
-In the GPT, words become vectors (embedding). The vector of each token gathers information from the tokens before it
-(attention), then is processed on its own (feed-forward: an MLP). Finally the last vector of each token is compared
-with every word of the vocabulary (unembedding). That is all.
+In the GPT, tokens become vectors (embedding). In each block, the vector of a token gathers information from the tokens
+before it (attention), then is processed on its own (feed-forward: an MLP). Finally each vector is compared with every
+token of the vocabulary (unembedding). That is all.
 
 Shape letters used at the right margin:
 
     B  sequences in a batch               H  query heads                   n_head
     T  tokens in a sequence               G  key/value heads (<= H)        n_kv_head
     C  width of a token's vector  n_embd  D  width of a head               C / H
-    V  words in the vocabulary            F  hidden width of feed-forward  n_inner
+    V  tokens in the vocabulary           F  hidden width of feed-forward  n_inner
 
 Parameter names and defaults are nanoGPT's and GPT-2's, so that checkpoints are interchangeable. Needs torch alone.
 """
@@ -240,7 +240,7 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """Two updates of the residual stream: what the other tokens say, then what the token makes of it."""
+    """Two updates of the residual stream: from the tokens so far (attention), then each on its own (feed-forward)."""
 
     def __init__(self, config):
         super().__init__()
@@ -304,7 +304,8 @@ class GPT(nn.Module):
         last token, which is all that generation needs, and None. With a `KVCache`, idx continues the tokens that the
         cache has seen. Raises ValueError beyond block_size.
         """
-        T, c = idx.size(1), self.config
+        T = idx.size(1)
+        c = self.config
         positions = cache.advance(T) if cache else slice(T)
         if T > c.block_size:
             raise ValueError(f'{T} tokens: expected at most block_size={c.block_size}')
@@ -346,10 +347,7 @@ class GPT(nn.Module):
         return sum(p.numel() for p in self.parameters()) - left_out
 
     def param_table(self):
-        """
-        {kind of matrix: weights}, by role, the way one counts them on paper. A tied matrix has two roles and is
-        listed in both, so tied models sum to num_params() plus one embedding.
-        """
+        """{role: number of weights}. A tied matrix counts in both its roles: the sum is num_params() + V C then."""
         kinds = {'bias': 'bias', 'ln_': 'norm', '_norm': 'norm', 'wte': 'embedding', 'wpe': 'position', 'c_fc': 'up',
                  'attn.c_proj': 'output', 'c_gate': 'gate', 'mlp.c_proj': 'down', 'lm_head': 'unembedding'}
         table = dict.fromkeys((*kinds.values(), 'Q', 'K', 'V'), 0)
@@ -376,13 +374,14 @@ class GPT(nn.Module):
     def stream(self, idx, choose=greedy, n_vocab=None):
         """
         Extend idx (B, T), endlessly: each step yields the next ids (B, 1), which choose(logits (B, V), ids (B, T'))
-        picks. Ids from n_vocab on only pad the vocabulary and are never offered to it. Call eval() first.
+        picks. Ids >= n_vocab are padding and never chosen. Call eval() first.
 
-        When the context is full, its newer half is read again: every token sees at least half a context and costs two
-        token reads at most. Dropping only the oldest token would mean reading a whole context for each new one,
-        because what layer 2 knows of a token depends on all tokens before it.
+        When the context is full, its newer half is processed again. So every token sees at least half a context, and
+        is processed twice at most. Dropping only the oldest token would mean processing the whole context again for
+        each new one, because from layer 2 on, cached keys and values depend on all earlier tokens.
         """
-        size, cache = self.config.block_size, KVCache(self.config)
+        size = self.config.block_size
+        cache = KVCache(self.config)
         unread = idx[:, -size:]                                                 # (B, T')
         while True:
             if cache.length + unread.size(1) > size:
@@ -424,7 +423,8 @@ class KVCache:
         keys[:, :, self.positions] = k
         values[:, :, self.positions] = v
 
-        T, S, mask = k.size(2), self.length, None
+        T, S = k.size(2), self.length
+        mask = None
         if 1 < T < S:                                 # new tokens see all old ones, and the new ones up to themselves
             mask = torch.ones(T, S, dtype=torch.bool, device=k.device).tril(S - T)
         return keys[:, :, :S], values[:, :, :S], mask

@@ -7,7 +7,7 @@ Generate text with a trained model.
     python sample.py --interactive                                         type, and the model continues
     python sample.py --eval=FILE                                           how well does it predict this text?
 
-On a terminal a single sample appears as it is generated. Whatever is not generated text goes to stderr.
+In a terminal, a single sample is printed as it is generated. Results go to stdout, messages to stderr.
 """
 
 import codecs
@@ -35,9 +35,9 @@ class SampleConfig:
     dataset: str = ''                 # folder in data/ whose tokenizer to use, if the checkpoint holds none
     # text
     start: str = '\n'                 # the prompt, or FILE:prompt.txt
-    num_samples: int = 10             # samples, generated side by side
+    num_samples: int = 10             # samples, generated as one batch
     max_new_tokens: int = 500         # maximum length of each, without the prompt
-    stop: str = ''                    # end a sample where this text appears, without it; \n stands for a newline
+    stop: str = ''                    # end a sample just before this text; \n stands for a newline
     ignore_end: bool = False          # continue after GPT-2's <|endoftext|>
     seed: int = 1337                  # the same seed gives the same text
     # sampling
@@ -45,24 +45,26 @@ class SampleConfig:
     top_k: int | None = 200           # sample from the k most likely tokens only; None or 0 = from all
     top_p: float = 1.0                # from the most likely tokens that together reach this probability
     min_p: float = 0.0                # from tokens at least this fraction as likely as the most likely one
-    repetition_penalty: float = 1.0   # above 1: less of what was said already
+    repetition_penalty: float = 1.0   # above 1: tokens that have occurred become less likely
     # output
-    interactive: bool = False         # type, and the model continues; \n is a newline, an empty line lets it go on
+    interactive: bool = False         # type, and the model continues; \n is a newline; press Enter for more
     json: bool = False                # one JSON object a line for each sample: prompt, text, tokens
-    logprobs: bool = False            # with json: the log-probability of each token under the model alone
+    logprobs: bool = False            # with json: each token's log-probability, before penalty, temperature, top_k, ...
     eval: str = ''                    # a text file: print its loss, perplexity and bits per byte, generate nothing
     # system
     device: str = 'auto'              # auto, cpu, cuda, cuda:N, mps
     dtype: str = 'auto'               # auto, float32, bfloat16, float16
     quantize: str = ''                # int8: 8-bit weights, on the CPU: several times faster, slightly less exact
-    compile: bool | str = False       # compile the one-token step: takes half a minute, then a few samples are faster
+    compile: bool | str = False       # compile the one-token step: half a minute first; pays off for few, long samples
 
 
 def check(cfg):
     """Raise UserError for settings that make no sense."""
-    configurator.in_range(cfg, num_samples=(1, None), max_new_tokens=(0, None), temperature=(0, None), top_k=(0, None),
-                          seed=(0, 2 ** 63), top_p=(0, 1), min_p=(0, 1), repetition_penalty=(0.01, 100))
-    configurator.one_of(cfg, dtype=('auto', *parallel.DTYPES), compile=('auto', True, False), quantize=('', 'int8'))
+    configurator.check_range(cfg, num_samples=(1, None), max_new_tokens=(0, None), temperature=(0, None),
+                             top_k=(0, None), seed=(0, 2 ** 63), top_p=(0, 1), min_p=(0, 1),
+                             repetition_penalty=(0.01, 100))
+    configurator.check_choice(cfg, dtype=('auto', *parallel.DTYPES), compile=('auto', True, False),
+                              quantize=('', 'int8'))
     if os.path.basename(cfg.checkpoint) != cfg.checkpoint:
         raise UserError(f'checkpoint={cfg.checkpoint}: expected the name of a file in out_dir')
 
@@ -162,7 +164,7 @@ def generate(model, ids, completions, sampler, max_new_tokens, n_vocab):
 
 
 def make_sampler(cfg, n):
-    """The randomness of sample i is a function of seed and i, whatever is generated beside it."""
+    """The Sampler for n samples. What sample i draws depends on cfg.seed and i only, not on the other samples."""
     seeds = [parallel.seed_from(cfg.seed, i) for i in range(n)]
     return Sampler(cfg.temperature, cfg.top_k, cfg.top_p, cfg.min_p, cfg.repetition_penalty, seeds, cfg.logprobs)
 
@@ -180,7 +182,7 @@ def read_prompt(cfg, tokenizer):
 def write_samples(cfg, model, tokenizer, end_id, prompt, ids):
     """num_samples continuations of the prompt: as text with a line between them, or as JSON."""
     if len(ids) > model.config.block_size:
-        log(f'the prompt has {len(ids)} tokens, the context {model.config.block_size}: only its end counts')
+        log(f'the prompt has {len(ids)} tokens, the context {model.config.block_size}: only the last ones are used')
     live = cfg.num_samples == 1 and not cfg.json and sys.stdout.isatty()
     completions = [Completion(tokenizer, unescape(cfg.stop), end_id, show if live else None)
                    for _ in range(cfg.num_samples)]

@@ -34,8 +34,8 @@ class TrainConfig:
     eval_iters: int = 200             # batches in an evaluation, always the same ones; 0 = the whole split
     eval_only: bool = False           # evaluate once, write nothing
     log_interval: int = 1             # iterations between loss lines
-    always_save_checkpoint: bool = True  # save at every evaluation, or only when val improves (and at the end)
-    checkpoint_interval: int = 0      # also save every so many iterations, between evaluations; 0 = off
+    always_save_checkpoint: bool = True  # save ckpt.pt at every evaluation; False: only if val improves and at the end
+    checkpoint_interval: int = 0      # also save ckpt.pt every N iterations; 0 = off
     skip_nonfinite: int = 0           # skip up to N consecutive non-finite steps (NaN, infinity), then stop
     sample_tokens: int = 300          # length of the sample shown at the end; 0 = none
     wandb_log: bool = False           # also log to Weights & Biases (pip install wandb)
@@ -60,10 +60,10 @@ class TrainConfig:
     n_kv_head: int = 0                # 0 = n_head
     tie_weights: bool = True
     rope_theta: float = 10000.0
-    n_inner: int = 0                  # 0 = 4 n_embd, for swiglu 8/3
+    n_inner: int = 0                  # hidden width of the MLP; 0 = 4 n_embd (swiglu: 8/3 n_embd)
     # optimizer
     optimizer: str = 'adamw'          # adamw, or muon for the blocks' matrices (learning_rate about 0.02)
-    learning_rate: float = 6e-4       # maximum
+    learning_rate: float = 6e-4       # peak learning rate
     max_iters: int = 600000           # total iterations (optimizer steps)
     weight_decay: float = 1e-1
     beta1: float = 0.9
@@ -103,16 +103,17 @@ class Progress:
 # ---------------------------------------------------------------------------- settings
 
 def check(cfg):
-    """Raise UserError for settings that make no sense; warn about those that nanoGPT's users regret."""
+    """Raise UserError for settings that make no sense; warn about common mistakes."""
     at_least_1 = ('eval_interval', 'log_interval', 'gradient_accumulation_steps', 'batch_size')
     at_least_0 = ('eval_iters', 'checkpoint_interval', 'skip_nonfinite', 'sample_tokens', 'max_iters', 'learning_rate',
                   'min_lr', 'weight_decay', 'grad_clip', 'warmup_iters', 'lr_decay_iters')
-    configurator.in_range(cfg, **dict.fromkeys(at_least_1, (1, None)), **dict.fromkeys(at_least_0, (0, None)))
-    configurator.in_range(cfg, cooldown=(0, 1), beta1=(0, 0.999999), beta2=(0, 0.999999), seed=(0, 2 ** 63))
-    configurator.one_of(cfg, dtype=('auto', *parallel.DTYPES), compile=('auto', True, False),
-                        backend=('auto', 'nccl', 'gloo'), lr_schedule=optim.SCHEDULES, optimizer=optim.OPTIMIZERS,
-                        data_order=data.ORDERS)
-    configurator.own_folder(cfg.out_dir)
+    configurator.check_range(cfg, **dict.fromkeys(at_least_1, (1, None)))
+    configurator.check_range(cfg, **dict.fromkeys(at_least_0, (0, None)))
+    configurator.check_range(cfg, cooldown=(0, 1), beta1=(0, 0.999999), beta2=(0, 0.999999), seed=(0, 2 ** 63))
+    configurator.check_choice(cfg, dtype=('auto', *parallel.DTYPES), compile=('auto', True, False),
+                              backend=('auto', 'nccl', 'gloo'), lr_schedule=optim.SCHEDULES,
+                              optimizer=optim.OPTIMIZERS, data_order=data.ORDERS)
+    configurator.check_out_dir(cfg.out_dir)
     model_config(cfg, vocab_size=1)
 
     if cfg.decay_lr and cfg.lr_decay_iters > 2 * cfg.max_iters:
@@ -213,7 +214,7 @@ def train_step(model, optimizer, scaler, tokens, step, cfg, worker):
     step was taken: it is not if loss or gradient is not finite on any rank (in float16 only the loss counts, because
     loss scaling deals with gradients).
     """
-    if cfg.dropout:                                   # nothing else is random, and seeding takes a millisecond
+    if cfg.dropout:                                   # only dropout draws here, and seeding takes a millisecond
         seed_step(cfg, step, worker.rank)
 
     # This rank's part of the global batch.
@@ -225,15 +226,15 @@ def train_step(model, optimizer, scaler, tokens, step, cfg, worker):
     for i in range(0, len(starts), cfg.batch_size):
         micro_starts = starts[i:i + cfg.batch_size]
         x, y = worker.to_device(*tokens.windows(micro_starts))                  # (B, T) each
-        if worker.world_size > 1:                     # DDP averages the gradients once, after the last one
+        if worker.world_size > 1:                     # average gradients once, after the last micro-batch
             model.require_backward_grad_sync = i + cfg.batch_size >= len(starts)
         with worker.autocast():
             _, loss = model(x, y)
-            loss = loss * (len(micro_starts) / len(starts))     # the mean over all of them, not over the micro-batch
+            loss = loss * (len(micro_starts) / len(starts))     # so that the micro-batches add up to the mean
         scaler.scale(loss).backward()
         total_loss = total_loss + loss.detach()
 
-    # Stop here if the numbers are useless, on any rank. This is where a GPU is waited for.
+    # Skip the step if loss or gradient is not finite on any rank. This is where the CPU waits for the GPU.
     scaler.unscale_(optimizer)
     params = [p for p in model.parameters() if p.grad is not None]
     grad_norm = torch.nn.utils.get_total_norm([p.grad for p in params])
@@ -256,7 +257,7 @@ def train(cfg, worker, interrupt):
     """Train until max_iters or a signal. Returns the number of the signal, or 0."""
     ckpt_path = os.path.join(cfg.out_dir, 'ckpt.pt')
     best_path = os.path.join(cfg.out_dir, 'best.pt')
-    resume = cfg.init_from == 'resume' or cfg.init_from == 'auto' and checkpoint.exists(ckpt_path)
+    resume = cfg.init_from == 'resume' or (cfg.init_from == 'auto' and checkpoint.exists(ckpt_path))
     dataset, model, optimizer, scaler, progress = setup(cfg, worker, resume)
 
     compiled = torch.compile(model) if worker.compile else model
@@ -273,7 +274,7 @@ def train(cfg, worker, interrupt):
         worker.print(f'{ckpt_path} is at iteration {progress.iter_num} already; raise --max_iters to continue')
         return 0
 
-    # From here on the run's folder is ours to write to.
+    # Nothing has been written to the run's folder until here.
     wandb = start_wandb(cfg) if cfg.wandb_log and worker.is_main else None
     if worker.is_main:
         checkpoint.open_run(cfg.out_dir, resume)
@@ -289,12 +290,12 @@ def train(cfg, worker, interrupt):
         it = progress.iter_num
         lr = get_lr(cfg, it)
         finished = it >= cfg.max_iters
-        interrupted = worker.max(interrupt.signal)
+        stop_signal = worker.max(interrupt.signal)    # its number; 0 = none
         eval_due = it % cfg.eval_interval == 0
-        save_due = cfg.checkpoint_interval and it % cfg.checkpoint_interval == 0
+        save_due = it > 0 and cfg.checkpoint_interval > 0 and it % cfg.checkpoint_interval == 0
 
-        # Evaluate, at regular intervals and at the end. The best weights so far become best.pt.
-        if (eval_due or finished) and not progress.evaluated and not interrupted:
+        # Evaluate, at regular intervals and at the end. If the val loss is the lowest so far, write best.pt.
+        if (eval_due or finished) and not progress.evaluated and not stop_signal:
             losses = estimate_loss(compiled, dataset, cfg, worker)
             worker.print(losses_line(it, losses))
             val_loss = losses['val_loss']
@@ -302,17 +303,16 @@ def train(cfg, worker, interrupt):
                 raise diverged(f'val loss is {val_loss}', it, lr, ckpt_path, saved_at)
             improved = val_loss < progress.best_val_loss
             progress.best_val_loss = min(val_loss, progress.best_val_loss)
-            progress.evaluated = eval_due
+            progress.evaluated = eval_due             # False for an extra one at the end: a longer run has none here
             progress.elapsed_s = time.perf_counter() - start_time
             log.write(iter=it, **losses, tokens=it * tokens_per_iter, lr=lr, elapsed_s=round(progress.elapsed_s, 3))
-            if improved and it > 0 and worker.is_main:
-                checkpoint.save(best_path, snapshot(cfg, model, dataset, progress))
-            save_due = save_due or improved or cfg.always_save_checkpoint
+            if it > 0:                                # at iteration 0 nothing has been learned
+                save_due = save_due or improved or cfg.always_save_checkpoint
+                if improved and worker.is_main:
+                    checkpoint.save(best_path, snapshot(cfg, model, dataset, progress))
 
-        # Save everything that a resumed run needs as ckpt.pt.
-        if it == 0:
-            save_due = False                          # nothing is learned yet
-        if (save_due or finished or interrupted) and saved_at != it:
+        # Write everything that a resumed run needs to ckpt.pt.
+        if (save_due or finished or stop_signal) and saved_at != it:
             if worker.is_main:
                 state = snapshot(cfg, model, dataset, progress)
                 state.update(optimizer=optimizer.state_dict(), scaler=scaler.state_dict(), machine=worker.environment())
@@ -321,7 +321,7 @@ def train(cfg, worker, interrupt):
             saved_at = it
 
         # Stop at the end, or if a signal asks for it.
-        if finished or interrupted:
+        if finished or stop_signal:
             break
 
         # Take one step.
@@ -362,12 +362,12 @@ def train(cfg, worker, interrupt):
 
     bar.close()
     log.close()
-    if interrupted:
-        worker.print(f'stopped by {signal.Signals(interrupted).name} at iteration {it}, saved in {ckpt_path}; '
+    if stop_signal:
+        worker.print(f'stopped by {signal.Signals(stop_signal).name} at iteration {it}, saved in {ckpt_path}; '
                      'continue with --init_from=resume')
     elif worker.is_main:
         print_summary(model, dataset.tokenizer, cfg, worker, progress)
-    return interrupted
+    return stop_signal
 
 
 def estimate_loss(model, dataset, cfg, worker):
@@ -388,18 +388,18 @@ def snapshot(cfg, model, dataset, progress):
 
 
 def diverged(what, it, lr, ckpt_path, saved_at):
-    """The error that ends a run whose numbers have become useless."""
-    good = f'the last good checkpoint is {ckpt_path}, of iteration {saved_at}'
+    """The error that ends a run whose loss or gradient is not finite."""
+    last_save = f'the last good checkpoint is {ckpt_path}, of iteration {saved_at}'
     if not saved_at:
-        good = 'no checkpoint was saved before'
-    return UserError(f'iteration {it}: {what} at learning rate {lr:.3g}; {good}; lower --learning_rate, '
-                     'or allow some with --skip_nonfinite=N')
+        last_save = 'no checkpoint has been saved yet'
+    return UserError(f'iteration {it}: {what} at learning rate {lr:.3g}; {last_save}; lower --learning_rate, '
+                     'or skip such steps with --skip_nonfinite=N')
 
 
 def print_summary(model, tokenizer, cfg, worker, progress):
-    """Say what there is now, show a sample, and how to get more."""
-    print(f'done: best val loss {progress.best_val_loss:.4f}; {cfg.out_dir} holds ckpt.pt (to resume), '
-          'best.pt (best weights) and log.jsonl')
+    """Print where the results are, a sample, and the command that generates more."""
+    best = 'best.pt (best weights) and ' if checkpoint.exists(os.path.join(cfg.out_dir, 'best.pt')) else 'and '
+    print(f'done: best val loss {progress.best_val_loss:.4f}; {cfg.out_dir} holds ckpt.pt (to resume), {best}log.jsonl')
     if tokenizer is not None and cfg.sample_tokens:
         sampler = sampling.Sampler(temperature=0.8, top_k=200, seeds=[cfg.seed])
         start = torch.tensor([[tokenizer.start_id]], device=worker.device)
@@ -414,8 +414,8 @@ def print_summary(model, tokenizer, cfg, worker, progress):
 def main(cfg):
     check(cfg)
     worker = parallel.init(cfg.device, cfg.dtype, cfg.compile, cfg.backend)
-    # Compiled CPU threads would add up an embedding's gradient in any order.
-    if cfg.deterministic or worker.compile and worker.device.type == 'cpu':
+    # Compiled for the CPU, threads would sum an embedding's gradient in no fixed order.
+    if cfg.deterministic or (worker.compile and worker.device.type == 'cpu'):
         parallel.set_deterministic()
     try:
         with parallel.Interrupt() as interrupt:

@@ -1,6 +1,6 @@
 """
 A small GPT (10.65M) on tiny Shakespeare, character by character, as nanoGPT does: val loss about 1.47 in 3 minutes on
-an A100. Without a GPU, use config/quickstart.py or a smaller model: README.md, "On a laptop".
+an A100. Without a GPU, use config/quickstart.py or the recipes in docs/shakespeare.md.
 """
 
 out_dir = 'out-shakespeare-char'

@@ -4,8 +4,8 @@ Your own text: make data/<name> from any UTF-8 files.
     python data/prepare.py --name=mine notes.txt letters.txt
     python train.py config/quickstart.py --dataset=mine --out_dir=out-mine
 
---tokenizer: char (one id for each character that occurs), byte (any text, now and later), or gpt2 (word pieces;
-fewer tokens, a larger model). The last tenth of the text is held out for validation.
+--tokenizer: char (one id for each character that occurs), byte (works for any text), or gpt2 (BPE tokens: fewer of
+them, but a larger model). The last tenth of the text is held out for validation.
 """
 
 import argparse

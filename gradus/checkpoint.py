@@ -1,7 +1,7 @@
 """
-The folder of a run. A checkpoint goes to disk whole or not at all, and comes back as it was or not at all.
+The folder of a run, and its checkpoints: written completely or not at all, and verified when they are read.
 
-A file is written beside its place, flushed to the disk, then renamed into place; the one it replaces is kept as
+A file is written under a temporary name, flushed to disk, then renamed; the one it replaces is kept as
 <name>.prev. torch.load does not notice a flipped bit, so the checksums of the zip archive are verified first. Only
 tensors and plain values are ever unpickled: a checkpoint cannot run code.
 """
@@ -25,13 +25,13 @@ NANOGPT_MODEL_ARGS = ('n_layer', 'n_head', 'n_embd', 'block_size', 'bias', 'voca
 
 def save(path, state):
     """
-    Write the dictionary `state` to `path`, atomically; what was there becomes `path`.prev. Raises UserError if that is
-    impossible, for example on a full disk; then what was there stays.
+    Write the dictionary `state` to `path`, atomically; what was there becomes `path`.prev. Raises UserError if that
+    fails, for example on a full disk; the old file is then unchanged.
     """
     try:
         with atomic_write(path, keep_previous=True) as f:
             torch.save(state, f)
-    except (OSError, RuntimeError) as e:              # torch turns the former into the latter
+    except (OSError, RuntimeError) as e:              # torch can turn an OSError into a RuntimeError
         counter = _ByteCounter()
         torch.save(state, counter)
         free = shutil.disk_usage(os.path.dirname(path) or '.').free
@@ -103,7 +103,7 @@ def _load(path, device):
 
 
 def _verify(path):
-    """Raise UserError unless the archive's checksums are right and it is no larger than it seems."""
+    """Raise UserError unless the archive's checksums are right and it does not unpack to more than its own size."""
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
         compressed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
@@ -141,7 +141,7 @@ def _check_types(path, state):
 
 
 def _clean_names(weights):
-    """Without the prefixes that DDP and torch.compile add in other programs, and without old nanoGPT's causal masks."""
+    """The weights without the prefixes that DDP and torch.compile add, and without old nanoGPT's causal masks."""
     for prefix in ('module.', '_orig_mod.'):
         weights = {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
     return {name: tensor for name, tensor in weights.items() if not name.endswith('.attn.bias')}
@@ -163,9 +163,9 @@ def find(out_dir, name=''):
 
 def newest_run():
     """The folder here whose checkpoint was written last. Raises UserError if there is none."""
-    files = [os.path.join(folder, name + end)
-             for folder in os.listdir('.') for name in ('best.pt', 'ckpt.pt') for end in ('', '.prev')]
-    files = [path for path in files if os.path.exists(path)]
+    names = ('best.pt', 'best.pt.prev', 'ckpt.pt', 'ckpt.pt.prev')
+    paths = [os.path.join(folder, name) for folder in os.listdir('.') for name in names]
+    files = [path for path in paths if os.path.exists(path)]
     if not files:
         raise UserError('no run in this folder: expected out-NAME/best.pt or ckpt.pt; '
                         'train one (python train.py config/quickstart.py) or give --out_dir')

@@ -37,7 +37,7 @@ FALSE = ('false', 'False', '0')
 
 
 def launch(main, cls, argv=None):
-    """Read the settings and call main(cfg): the last line of every script. Errors of the user end in one line."""
+    """Read the settings and call main(cfg): the last line of every script. User errors end in one line."""
     script = sys.modules[cls.__module__]
     for stream in (sys.stdout, sys.stderr):           # any text on any terminal, including Windows
         if hasattr(stream, 'reconfigure'):
@@ -71,7 +71,7 @@ def _join_values(argv, types):
             has_value = not following.startswith('--')
             if hint is bool:
                 has_value = following.lower() in ('true', 'false', '1', '0')
-            if bool in _kinds(hint) and not has_value:
+            if bool in _types_of(hint) and not has_value:
                 arg = f'{arg}=True'
             elif has_value:
                 arg = f'{arg}={argv.pop(0)}'
@@ -95,7 +95,7 @@ class _Settings:
         _execute(path, self.namespace)
         for name, value in self.namespace.items():
             if name in self.values:
-                self.values[name] = _fit(value, self.types[name], f'{path}: {name}')
+                self.values[name] = _convert(value, self.types[name], f'{path}: {name}')
             elif name not in self.preloaded and not name.startswith('_'):
                 plain = isinstance(value, (bool, int, float, str))
                 if plain and name not in self.introduced:
@@ -140,7 +140,7 @@ def _execute(path, namespace):
 
 def _parse(text, hint, arg):
     """The value of a command-line argument: `text` as the type `hint` (None: whatever it looks like)."""
-    kinds = _kinds(hint)
+    kinds = _types_of(hint)
     if types.NoneType in kinds and text in ('None', 'none'):
         return None
     if bool in kinds and text in TRUE + FALSE:
@@ -151,12 +151,12 @@ def _parse(text, hint, arg):
         value = ast.literal_eval(text)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         value = text
-    return value if hint is None else _fit(value, hint, arg)
+    return value if hint is None else _convert(value, hint, arg)
 
 
-def _fit(value, hint, where):
+def _convert(value, hint, where):
     """`value` as one of the types of `hint`, widened where nothing is lost; otherwise a UserError naming `where`."""
-    kinds = _kinds(hint)
+    kinds = _types_of(hint)
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, os.PathLike) or (isinstance(value, torch.device) and str in kinds):
@@ -173,7 +173,7 @@ def _fit(value, hint, where):
     raise UserError(f'{where}: expected {names}, found {reprlib.repr(value)}')
 
 
-def _kinds(hint):
+def _types_of(hint):
     """The types that a field's annotation allows: int | None -> (int, NoneType)."""
     return typing.get_args(hint) or (hint,)
 
@@ -189,8 +189,8 @@ def _did_you_mean(name, known, cutoff=0.6):
     return f'; did you mean {close[0]}?' if close else ''
 
 
-def in_range(cfg, **ranges):
-    """in_range(cfg, dropout=(0, 1)): UserError unless low <= value <= high. None is no limit, and passes as a value."""
+def check_range(cfg, **ranges):
+    """check_range(cfg, dropout=(0, 1)): UserError unless low <= value <= high; None is no limit, and a good value."""
     for key, (low, high) in ranges.items():
         value = getattr(cfg, key)
         if value is None:
@@ -202,8 +202,8 @@ def in_range(cfg, **ranges):
             raise UserError(f'{key}={value}: expected {limits}')
 
 
-def one_of(cfg, **choices):
-    """one_of(cfg, dtype=('auto', 'float32')): UserError unless the value is among the choices."""
+def check_choice(cfg, **choices):
+    """check_choice(cfg, dtype=('auto', 'float32')): UserError unless the value is among the choices."""
     for key, allowed in choices.items():
         value = getattr(cfg, key)
         if value not in allowed:
@@ -212,7 +212,7 @@ def one_of(cfg, **choices):
             raise UserError(f"{key}={value!r}: expected one of {', '.join(names)}{suggestion}")
 
 
-def own_folder(out_dir):
+def check_out_dir(out_dir):
     """UserError unless out_dir can be a folder that belongs to one run alone, and so may be moved aside."""
     here = os.path.realpath('.')
     out = os.path.realpath(out_dir.replace('\0', ''))

@@ -176,7 +176,7 @@ def _read_meta_pkl(path):
 
 
 class Tokens:
-    """One .bin file, mapped into memory: opening it costs nothing, however long it is."""
+    """One .bin file, memory-mapped, so that a file larger than memory is no problem."""
 
     def __init__(self, path, dtype, vocab_size, block_size):
         """Raises UserError if the file is missing, damaged, or too short for one window of block_size + 1 ids."""
@@ -205,7 +205,8 @@ class Tokens:
         self.vocab_size = vocab_size
         self.block_size = block_size
         self.path = path
-        self.epoch = None                             # the shuffled epoch in use: ((seed, number), starts)
+        self.epoch_key = None                         # (seed, epoch) of the shuffled epoch in use, and its starts
+        self.epoch_starts = None
 
     def __len__(self):
         return len(self.ids)
@@ -237,27 +238,29 @@ class Tokens:
         Where the n windows of step `step` begin: random, but a function of (seed, step) alone, so that a resumed run,
         or one on more processes, sees what the first run saw.
 
-        random: anywhere in the text, independently each time, as in nanoGPT.  shuffled: for each epoch the text is cut
-        into windows from a random first token on, which are dealt like a shuffled deck of cards: nothing comes twice
-        before everything has come once.
+        random: anywhere in the text, independently each time, as in nanoGPT.  shuffled: each epoch cuts the text into
+        non-overlapping windows, from a random first token on, and visits each window once, in random order.
         """
         if order == 'shuffled':
             per_epoch = (len(self.ids) - self.block_size) // self.block_size or 1
-            places = range(step * n, step * n + n)
-            return np.array([self._epoch(seed, i // per_epoch, per_epoch)[i % per_epoch] for i in places])
+            starts = []
+            for i in range(step * n, step * n + n):
+                epoch, position = divmod(i, per_epoch)
+                starts.append(self._epoch(seed, epoch, per_epoch)[position])
+            return np.array(starts)
         # Philox counts its own draws in the lowest of the four counter words. The step belongs in a higher
         # one: in the lowest, step i + 1 would repeat most of step i's numbers.
         random = np.random.Generator(np.random.Philox(key=seed, counter=[0, step, 0, 0]))
         return random.integers(0, len(self.ids) - self.block_size, size=n)
 
     def _epoch(self, seed, epoch, n):
-        """The n shuffled starts of epoch `epoch`; the last epoch asked for is kept."""
-        if self.epoch is None or self.epoch[0] != (seed, epoch):
+        """The n shuffled starts of epoch `epoch`; the last epoch asked for is cached."""
+        if self.epoch_key != (seed, epoch):
             random = np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 1, epoch]))
             first = random.integers(0, len(self.ids) - n * self.block_size)
-            starts = first + random.permutation(n) * self.block_size
-            self.epoch = (seed, epoch), starts
-        return self.epoch[1]
+            self.epoch_key = seed, epoch
+            self.epoch_starts = first + random.permutation(n) * self.block_size
+        return self.epoch_starts
 
     def eval_starts(self, n):
         """

@@ -128,7 +128,10 @@ def read_picture(path):
     digit = digit / digit.max()
 
     # Place its center of mass in the middle, as far as the digit stays inside.
-    center = [float((digit.sum(dim=1 - d) * (torch.arange(size[d]) + 0.5)).sum() / digit.sum()) for d in (0, 1)]
+    center = []
+    for d in (0, 1):
+        ink_along_d = digit.sum(dim=1 - d)                                      # (size[d],)
+        center.append(float((ink_along_d * (torch.arange(size[d]) + 0.5)).sum() / digit.sum()))
     top, left = (math.ceil(min(max(14 - c, 0), 28 - n)) for c, n in zip(center, size))
     image = torch.zeros(28, 28)
     image[top:top + size[0], left:left + size[1]] = digit

@@ -15,8 +15,8 @@ class UserError(Exception):
 @contextmanager
 def exit_on_error():
     """
-    Around a whole program: a UserError ends it with one line on stderr and exit code 2, Ctrl-C with 130, and a reader
-    who has seen enough (| head) with 141; none of them with a traceback. Bugs keep theirs.
+    Around a whole program: a UserError ends it with one line on stderr and exit code 2, Ctrl-C with 130, and a closed
+    stdout (| head) with 141, all without a traceback. Other exceptions keep theirs.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""The one way to write a file: beside its place, flushed to the disk, then renamed into place."""
+"""The one way to write a file: under a temporary name, flushed to disk, then renamed."""
 
 import os
 from contextlib import contextmanager
@@ -7,8 +7,8 @@ from contextlib import contextmanager
 @contextmanager
 def atomic_write(path, keep_previous=False):
     """
-    A binary file to write to. It takes the place of `path` once it is complete and on the disk; if anything goes wrong
-    it is removed, and what was at `path` stays. keep_previous: the file that it replaces becomes `path`.prev.
+    A temporary binary file to write to. It replaces `path` once it is complete and flushed to disk; on any error it is
+    removed, and `path` is left as it was. keep_previous: the file that it replaces becomes `path`.prev.
     """
     tmp = path + '.tmp'
     try:

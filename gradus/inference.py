@@ -71,8 +71,8 @@ class Int8Linear(nn.Module):
 
 def replace_linear(model, kind):
     """
-    Replace every Linear of a model on the CPU by a `kind` (SplitLinear or Int8Linear) made of it. From now on the model
-    only predicts. Dropout, which does nothing then but costs more than a residual addition, is removed.
+    Replace every Linear of a model on the CPU by a `kind` (SplitLinear or Int8Linear) built from it. The model can no
+    longer be trained. Dropout, which does nothing in eval mode but costs more than a residual addition, is removed.
     """
     for module in list(model.modules()):
         for name, child in module.named_children():

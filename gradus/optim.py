@@ -43,8 +43,8 @@ def muon_groups(model, weight_decay):
     rows = model.transformer.h[0].attn.widths
     groups = [
         dict(params=rest, weight_decay=0.0),
-        dict(params=attention, weight_decay=weight_decay, rows=rows, momentum=MOMENTUM[0]),
-        dict(params=others, weight_decay=weight_decay, rows=None, momentum=MOMENTUM[0]),
+        dict(params=attention, weight_decay=weight_decay, rows=rows, momentum=FIRST_MOMENTUM),
+        dict(params=others, weight_decay=weight_decay, rows=None, momentum=FIRST_MOMENTUM),
     ]
     assert_owned_once(groups, model)
     return groups
@@ -69,7 +69,11 @@ def build(model, optimizer, weight_decay, learning_rate, betas, dtype=torch.floa
 
 # Five steps with these take every singular value in 0.01 .. 1 to 0.7 .. 1.2: steep at zero, but not converging to 1.
 QUINTIC = (3.4445, -4.7750, 2.0315)
-MOMENTUM = (0.85, 0.95, 300)    # first, last, and the steps between them: a young average should forget sooner
+
+# Muon's momentum rises from the first value to the last over the first steps: a young average should forget sooner.
+FIRST_MOMENTUM = 0.85
+LAST_MOMENTUM = 0.95
+MOMENTUM_STEPS = 300
 
 
 def orthogonalize(matrices, dtype=torch.float32, steps=5):
@@ -136,11 +140,11 @@ class Muon(torch.optim.AdamW):
 
 def set_step(optimizer, step, learning_rate):
     """Set what depends on the step: the learning rate of every group, and the momentum of Muon's."""
-    first, last, n = MOMENTUM
+    progress = min(1, step / MOMENTUM_STEPS)
     for group in optimizer.param_groups:
         group['lr'] = learning_rate
         if 'rows' in group:
-            group['momentum'] = first + (last - first) * min(1, step / n)
+            group['momentum'] = FIRST_MOMENTUM + (LAST_MOMENTUM - FIRST_MOMENTUM) * progress
 
 
 def load_state(optimizer, checkpoint, path, scaler=None):

@@ -1,5 +1,5 @@
 """
-One process or many: which device, which number format, and how processes share what they know.
+One process or many: which device, which dtype, and how processes communicate.
 
 Under torchrun every process runs the same script with its own RANK. Each trains on its shard of the batch, DDP
 averages the gradients, and rank 0 alone prints and writes.
@@ -73,7 +73,7 @@ class Worker:
     compile: bool
     rank: int = 0
     world_size: int = 1
-    note: str = ''              # what was chosen other than asked for, to be printed
+    note: str = ''              # a setting that could not be honored, as a message
 
     @property
     def is_main(self):
@@ -209,7 +209,9 @@ def _cuda_device(device, world_size):
     if not torch.cuda.is_available():
         raise UserError(f'device={device}: this machine has no CUDA (or this torch was built without it); '
                         'use --device=auto')
-    index = int(os.environ['LOCAL_RANK']) if world_size > 1 else device.index or 0
+    index = device.index or 0
+    if world_size > 1:
+        index = int(os.environ['LOCAL_RANK'])
     if index >= torch.cuda.device_count():
         raise UserError(f'cuda:{index}: expected one of the {torch.cuda.device_count()} devices of this machine')
     return torch.device('cuda', index)

@@ -88,7 +88,7 @@ def read_config(model_args, weights, source):
                 found = 'missing' if tensor is None else tuple(tensor.shape)
                 raise ValueError(f'transformer.{name}.weight is {found}, expected {shape}')
     except (ValueError, TypeError, AttributeError) as e:
-        raise _do_not_fit(source, e) from e
+        raise _mismatch(source, e) from e
     return config
 
 
@@ -98,7 +98,7 @@ def build(pretrained, dropout=0.0):
 
 
 def gpt_from_weights(model_args, weights, source='checkpoint', **overrides):
-    """The same for what a checkpoint holds: model_args (overrides win) and weights; errors name `source`."""
+    """The GPT with a checkpoint's model_args (overrides win) and weights. Raises UserError, which names `source`."""
     config = read_config({**model_args, **overrides}, weights, source)
     return _build(config, weights, source)
 
@@ -108,11 +108,11 @@ def _build(config, weights, source):
     try:
         model.load_state_dict(weights)
     except (RuntimeError, TypeError, AttributeError) as e:
-        raise _do_not_fit(source, e) from e
+        raise _mismatch(source, e) from e
     return model
 
 
-def _do_not_fit(source, error):
+def _mismatch(source, error):
     return UserError(f'{source}: model_args and weights do not fit: {one_line(error)}')
 
 

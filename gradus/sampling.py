@@ -44,7 +44,7 @@ class Sampler:
 
     temperature: 0 takes the most likely id, below 1 sharpens the distribution, above 1 flattens it. top_k (None or 0),
     top_p (1), min_p (0) and repetition_penalty (1) do nothing at the values in brackets. seeds: one for each row.
-    logprobs=True: after each call, `self.logprobs` (B, 1) holds the log-probability of each id under the model alone.
+    logprobs=True: after each call, `self.logprobs` (B, 1) holds each id's log-probability, before any of these.
     """
 
     AHEAD = 256                                       # random numbers are drawn in blocks of this size
@@ -94,7 +94,7 @@ class Sampler:
         """The next random number of each row: (B, 1), at least 0 and less than 1."""
         if self.drawn % self.AHEAD == 0:
             numbers = [torch.rand(self.AHEAD, generator=g, dtype=torch.float64) for g in self.generators]
-            self.numbers = torch.stack(numbers) * (1 - 1e-12)   # (B, AHEAD); times any sum, still less than the sum
+            self.numbers = torch.stack(numbers) * (1 - 1e-12)   # (B, AHEAD); so that u * sum < sum after rounding
         column = self.drawn % self.AHEAD
         self.drawn += 1
         return self.numbers[:, column, None]

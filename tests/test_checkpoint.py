@@ -149,7 +149,7 @@ class HostileToo:
     {'model': {'w': 'text'}, 'model_args': {}},
     {'model': {}, 'model_args': 3},
 ])
-def test_what_is_no_checkpoint_is_refused_in_one_line(state):
+def test_anything_but_a_checkpoint_is_refused_in_one_line(state):
     torch.save(state, 'c.pt')
     assert_refused('c.pt', match='c.pt: (refused|expected)')
     assert not os.path.exists('was_here')

@@ -228,7 +228,7 @@ def test_the_real_thing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_reader_who_has_enough_is_no_error():
+def test_a_closed_pipe_is_not_an_error():
     """As in `python sample.py | head`."""
     code = f"""
 import sys
@@ -254,10 +254,10 @@ COMMENTS = dict(
     block_size='tokens in a sequence: the context length',
     lr_decay_iters='when min_lr is reached; usually max_iters',
     wandb_project='',
-    always_save_checkpoint='save at every evaluation, or only when val improves (and at the end)',
+    always_save_checkpoint='save ckpt.pt at every evaluation; False: only if val improves and at the end',
     start='the prompt, or FILE:prompt.txt',
     top_k='sample from the k most likely tokens only; None or 0 = from all',
-    num_samples='samples, generated side by side',
+    num_samples='samples, generated as one batch',
 )
 
 

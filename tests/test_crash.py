@@ -42,7 +42,7 @@ def unfinished(folder):
 
 # Imports torch once, and the part of it that optimizers load late, so that a run starts at once. Each line it reads is
 # a command for train.py, which a fork runs; it prints the fork's process id, and later its exit status.
-NURSERY = """
+FORK_SERVER = """
 import os, sys
 sys.path.insert(0, sys.argv[1])
 import torch._dynamo
@@ -70,10 +70,10 @@ WIDE = (
 
 
 @pytest.fixture
-def nursery(place):
+def fork_server(place):
     """start(command) returns the process id; wait() returns the exit status as os.waitpid has it."""
     process = subprocess.Popen(
-        [sys.executable, '-c', NURSERY, REPO],
+        [sys.executable, '-c', FORK_SERVER, REPO],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -100,13 +100,13 @@ def wide_dataset():
         np.random.default_rng(0).integers(0, 50257, 2000).astype('<u2').tofile(f'data/wide/{name}.bin')
 
 
-def kill_at_random(nursery, kills, flags=''):
+def kill_at_random(fork_server, kills, flags=''):
     """
     Kill runs until `kills` of them have died; every run that finishes must equal one that was never killed.
 
     Returns how many kills found a checkpoint: the others came before there was anything to lose.
     """
-    start, wait = nursery
+    start, wait = fork_server
     wide_dataset()
 
     start(f'{WIDE} {flags} --out_dir=whole')
@@ -142,14 +142,14 @@ def kill_at_random(nursery, kills, flags=''):
     return found
 
 
-def test_killed_at_random_moments(nursery):
-    assert kill_at_random(nursery, 20) > 10
+def test_killed_at_random_moments(fork_server):
+    assert kill_at_random(fork_server, 20) > 10
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('flags, kills', [('', 100), ('--compile=True', 3)], ids=['eager', 'compiled'])
-def test_killed_many_times(nursery, flags, kills):
-    kill_at_random(nursery, kills, flags)
+def test_killed_many_times(fork_server, flags, kills):
+    kill_at_random(fork_server, kills, flags)
 
 
 # ---------------------------------------------------------------------------- signals

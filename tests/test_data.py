@@ -67,7 +67,7 @@ def test_batches_depend_on_seed_and_step_alone():
     assert (tokens.batch_starts(4, 17, 64) != first).any()
 
 
-def test_neighbouring_steps_share_no_randomness():
+def test_neighboring_steps_share_no_randomness():
     """With the step in Philox's lowest counter word, step i + 1 would repeat the draws of step i, shifted by four."""
     tokens = tokens_of(np.arange(60_000), 8, vocab_size=60_000)
     steps = [tokens.batch_starts(1, step, 200).tolist() for step in range(4)]

@@ -9,7 +9,7 @@ from conftest import REPO
 SCRIPTS = {'train', 'sample', 'mlp_mnist', 'export', 'bench'}
 
 # The modules of gradus/, top first: a module may import those below it.
-FLOORS = ['pretrained', 'hf', 'checkpoint', 'log', 'parallel', 'optim', 'evaluation', 'sampling', 'inference',
+LAYERS = ['pretrained', 'hf', 'checkpoint', 'log', 'parallel', 'optim', 'evaluation', 'sampling', 'inference',
           'digits', 'data', 'tokenizer', 'configurator', 'errors', 'files']
 
 CORE = {'torch', 'numpy', 'tiktoken', 'tqdm'}
@@ -47,9 +47,9 @@ def test_model_stands_alone():
         assert name in sys.stdlib_module_names | {'torch'}, f'model.py imports {name}'
 
 
-@pytest.mark.parametrize('module', FLOORS)
+@pytest.mark.parametrize('module', LAYERS)
 def test_a_module_imports_only_what_is_below_it(module):
-    below = ours(FLOORS[FLOORS.index(module) + 1:]) | {'model'}
+    below = ours(LAYERS[LAYERS.index(module) + 1:]) | {'model'}
     for name, lazily in imports(REPO / 'gradus' / f'{module}.py'):
         assert name in below or from_outside(name, lazily), f'gradus/{module}.py imports {name}'
 
@@ -58,20 +58,20 @@ def test_a_module_imports_only_what_is_below_it(module):
                          + sorted(p.relative_to(REPO).as_posix() for p in REPO.glob('data/**/*.py')))
 def test_a_script_imports_no_script(path):
     for name, lazily in imports(REPO / path):
-        assert name in ours(FLOORS) | {'model'} or from_outside(name, lazily), f'{path} imports {name}'
+        assert name in ours(LAYERS) | {'model'} or from_outside(name, lazily), f'{path} imports {name}'
 
 
 def test_benchmarks_may_import_scripts():
     """They measure them."""
     for path in (REPO / 'benchmarks').glob('*.py'):
         for name, lazily in imports(path):
-            known = ours(FLOORS) | SCRIPTS | {'model', 'benchmarks'}
+            known = ours(LAYERS) | SCRIPTS | {'model', 'benchmarks'}
             ok = name in known or name.startswith('benchmarks.') or from_outside(name, lazily)
             assert ok, f'{path} imports {name}'
 
 
 def test_every_module_has_its_floor():
-    assert {p.stem for p in REPO.glob('gradus/*.py')} == {*FLOORS, '__init__'}
+    assert {p.stem for p in REPO.glob('gradus/*.py')} == {*LAYERS, '__init__'}
     assert {p.stem for p in REPO.glob('*.py')} == SCRIPTS | {'model'}
 
 

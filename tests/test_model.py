@@ -203,7 +203,7 @@ def test_modern_block_matches_transformers(family, qk_norm):
         torch.testing.assert_close(all_logits(model, idx), other(idx).logits, atol=1e-4, rtol=1e-4)
 
 
-def test_autocast_normalises_queries_in_full_precision():
+def test_autocast_normalizes_queries_in_full_precision():
     model, idx = random_model('modern').float(), some_ids(2, 9)
     seen = []
     model.transformer.h[0].attn.q_norm.register_forward_hook(lambda module, args, out: seen.append(args[0].dtype))

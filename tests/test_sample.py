@@ -93,7 +93,7 @@ def test_a_long_prompt_is_cropped_with_a_notice(run, capsys):
     assert cropped[24:] == fitting[16:]
 
     generate(start='a' * 17, num_samples=1, max_new_tokens=1)
-    assert 'the prompt has 17 tokens, the context 16: only its end counts' in capsys.readouterr().err
+    assert 'the prompt has 17 tokens, the context 16: only the last ones are used' in capsys.readouterr().err
 
 
 def test_the_best_checkpoint_is_taken_unless_told_otherwise(run, capsys):

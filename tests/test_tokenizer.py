@@ -76,7 +76,7 @@ def test_an_unknown_character_is_named_with_its_position():
     {'kind': 'char', 'chars': ['a', 1]},
     {'kind': 'char', 'chars': ['']},
 ])
-def test_data_that_is_no_tokenizer_is_refused(data):
+def test_anything_but_a_tokenizer_is_refused(data):
     with pytest.raises(UserError) as e:
         build_tokenizer(data)
     assert '\n' not in str(e.value)
