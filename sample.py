@@ -70,7 +70,7 @@ def check(cfg):
 
 
 def load_model(cfg):
-    """The `Pretrained` model that the settings name, and its tokenizer. Raises UserError."""
+    """A line about the model that the settings name, the model itself, on the CPU, and its tokenizer."""
     if cfg.init_from == 'resume':
         out_dir = cfg.out_dir or checkpoint.newest_run()
         found = pretrained.load_checkpoint(checkpoint.find(out_dir, cfg.checkpoint))
@@ -80,7 +80,7 @@ def load_model(cfg):
     if tokenizer.n_vocab > found.config.vocab_size:
         raise UserError(f'{found.source}: a tokenizer of {tokenizer.n_vocab} tokens for a model of '
                         f'{found.config.vocab_size}; expected the one that it was trained with, --dataset=NAME')
-    return found, tokenizer
+    return found.about, pretrained.build(found), tokenizer
 
 
 def log(text):
@@ -257,13 +257,12 @@ def main(cfg):
     if cfg.quantize and worker.device.type != 'cpu':
         raise UserError(f'quantize={cfg.quantize} is for the CPU, the device is {worker.device}; '
                         'use --device=cpu, or --quantize=')
-    found, tokenizer = load_model(cfg)
+    about, model, tokenizer = load_model(cfg)
     if cfg.eval:
         ids = read_eval_text(cfg, tokenizer)
     elif not cfg.interactive:
         prompt, ids = read_prompt(cfg, tokenizer)
-    model = pretrained.build(found)
-    log(found.about)
+    log(about)
 
     # Make the model fast on its device.
     model = model.to(worker.device).eval()

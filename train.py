@@ -161,7 +161,7 @@ def setup(cfg, worker, resume):
 
     # model
     model, state = build_model(cfg, worker, meta, resume)
-    dataset = data.open_dataset(folder, meta, model.config)
+    dataset = data.open_dataset(folder, meta, model.config.vocab_size, cfg.block_size)
 
     # optimizer
     betas = (cfg.beta1, cfg.beta2)
@@ -328,23 +328,23 @@ def train(cfg, worker, interrupt):
         began = time.perf_counter()
         optim.set_step(optimizer, it, lr)
         loss, grad_norm, taken = train_step(ddp, optimizer, scaler, dataset.train, it, cfg, worker)
+        log_due = taken and it % cfg.log_interval == 0
+        if log_due:                                   # waits for the GPU, so that the clock sees the whole step
+            loss = worker.sum(loss)[0] / worker.world_size
         timed_seconds += time.perf_counter() - began
         timed_steps += 1
         progress.elapsed_s = time.perf_counter() - start_time
 
         # Log it.
         tokens = (it + 1) * tokens_per_iter
+        nonfinite_steps = 0 if taken else nonfinite_steps + 1
         if not taken:
-            nonfinite_steps += 1
             what = f'loss is {float(loss):.4g} and gradient norm {float(grad_norm):.4g}'
             if nonfinite_steps > cfg.skip_nonfinite:
                 raise diverged(what, it, lr, ckpt_path, saved_at)
             worker.print(f'iter {it}: {what}: skipped')
             log.write(iter=it, skipped=what, tokens=tokens, lr=lr, elapsed_s=round(progress.elapsed_s, 3))
-        else:
-            nonfinite_steps = 0
-        if taken and it % cfg.log_interval == 0:
-            loss = worker.sum(loss)[0] / worker.world_size
+        if log_due:
             dt = timed_seconds / timed_steps
             speed = dict(tokens_per_s=round(tokens_per_iter / dt))
             if worker.peak_flops:

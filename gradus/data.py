@@ -282,11 +282,13 @@ class Dataset:
     byte_lengths: torch.Tensor | None     # (V,): how many bytes each id stands for; 0 for ids that pad the vocabulary
 
 
-def open_dataset(folder, meta, model_config):
-    """The `Dataset` in `folder`, which `read_meta` described as `meta`. Raises UserError if its files do not fit."""
-    shape = meta['dtype'], model_config.vocab_size, model_config.block_size
-    train = Tokens(os.path.join(folder, 'train.bin'), *shape)
-    val = Tokens(os.path.join(folder, 'val.bin'), *shape)
+def open_dataset(folder, meta, vocab_size, block_size):
+    """
+    The `Dataset` in `folder`, which `read_meta` described as `meta`, for a model of that vocabulary and context.
+    Raises UserError if its files do not fit.
+    """
+    train = Tokens(os.path.join(folder, 'train.bin'), meta['dtype'], vocab_size, block_size)
+    val = Tokens(os.path.join(folder, 'val.bin'), meta['dtype'], vocab_size, block_size)
     try:
         tokenizer = build_tokenizer(meta['tokenizer'])
     except UserError as e:
@@ -294,7 +296,9 @@ def open_dataset(folder, meta, model_config):
             raise
         warn(f'{e}; training without it: no bits per byte, no samples')
         return Dataset(train, val, None, meta['tokenizer'], None)
+    if tokenizer.n_vocab > vocab_size:
+        raise UserError(f'{folder}: a tokenizer of {tokenizer.n_vocab} tokens for a model of {vocab_size}; '
+                        'expected the dataset that the model was trained on, or --init_from=scratch')
     lengths = torch.from_numpy(tokenizer.byte_lengths())
-    padding = model_config.vocab_size - len(lengths)
-    byte_lengths = torch.nn.functional.pad(lengths, (0, padding))
+    byte_lengths = torch.nn.functional.pad(lengths, (0, vocab_size - len(lengths)))
     return Dataset(train, val, tokenizer, meta['tokenizer'], byte_lengths)

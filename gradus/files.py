@@ -1,5 +1,6 @@
 """The one way to write a file: under a temporary name, flushed to disk, then renamed."""
 
+import errno
 import os
 from contextlib import contextmanager
 
@@ -27,9 +28,14 @@ def atomic_write(path, keep_previous=False):
 
 
 def sync_folder(folder):
-    """Make renames in `folder` survive a power cut. Windows has no such call."""
+    """Make renames in `folder` survive a power cut. Windows has no such call, and some file systems refuse it."""
     if not hasattr(os, 'O_DIRECTORY'):
         return
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    os.fsync(descriptor)
-    os.close(descriptor)
+    try:
+        os.fsync(descriptor)
+    except OSError as e:
+        if e.errno != errno.EINVAL:
+            raise
+    finally:
+        os.close(descriptor)

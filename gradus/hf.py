@@ -111,13 +111,14 @@ def save_safetensors(path, weights, **metadata):
     written under both. Raises UserError.
     """
     try:
-        from safetensors.torch import save_file
+        import safetensors.torch
     except ImportError as e:
         raise UserError('export.py needs safetensors; pip install safetensors') from e
-    tensors = {name: tensor.clone() for name, tensor in weights.items()}
-    texts = {key: json.dumps(value) for key, value in metadata.items()}
     try:
+        tensors = {name: tensor.clone() for name, tensor in weights.items()}
+        texts = {key: json.dumps(value) for key, value in metadata.items()}
+        content = safetensors.torch.save(tensors, metadata={'format': 'pt', **texts})
         with atomic_write(path) as f:
-            save_file(tensors, f.name, metadata={'format': 'pt', **texts})
+            f.write(content)
     except Exception as e:                            # safetensors has its own type for a full disk
         raise UserError(f'{path}: could not be written ({one_line(e, limit=120)})') from e

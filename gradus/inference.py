@@ -107,8 +107,8 @@ class FixedCache:
 
     def update(self, layer, k, v):                                              # (B, G, 1, D)
         keys, values = self.layers[layer]
-        keys.index_copy_(2, self.position, k)                                   # (B, G, block_size, D)
-        values.index_copy_(2, self.position, v)
+        keys = keys.index_copy_(2, self.position, k)                            # (B, G, block_size, D)
+        values = values.index_copy_(2, self.position, v)
         mask = torch.arange(keys.size(2), device=k.device) <= self.position     # (block_size,)
         return keys, values, mask[None]
 

@@ -6,6 +6,7 @@ Where a model comes from: a run's folder, a checkpoint file, a Hugging Face fold
 """
 
 import os
+import re
 from dataclasses import dataclass, fields, replace
 
 from gradus import checkpoint, data, hf
@@ -38,7 +39,7 @@ def load(source, or_else='resume'):
     if os.path.isdir(source):
         path = checkpoint.find(source)
         return load_checkpoint(path) if checkpoint.exists(path) else load_hf(source)
-    if source.startswith('gpt2') or source.count('/') == 1:
+    if source.startswith('gpt2') or re.fullmatch(r'[\w-]+/[\w.-]+', source):
         return load_hf(source)
     raise UserError(f'init_from={source}: expected {or_else}, gpt2, gpt2-medium, gpt2-large, gpt2-xl, owner/model, '
                     'the folder of a run, or a folder with config.json and model.safetensors')
@@ -87,7 +88,7 @@ def read_config(model_args, weights, source):
             if tensor is None or tensor.shape != shape:
                 found = 'missing' if tensor is None else tuple(tensor.shape)
                 raise ValueError(f'transformer.{name}.weight is {found}, expected {shape}')
-    except (ValueError, TypeError, AttributeError) as e:
+    except (ValueError, TypeError, AttributeError, RuntimeError) as e:
         raise _mismatch(source, e) from e
     return config
 
@@ -104,10 +105,10 @@ def gpt_from_weights(model_args, weights, source='checkpoint', **overrides):
 
 
 def _build(config, weights, source):
-    model = GPT(config)
     try:
+        model = GPT(config)
         model.load_state_dict(weights)
-    except (RuntimeError, TypeError, AttributeError) as e:
+    except (ValueError, TypeError, AttributeError, RuntimeError) as e:
         raise _mismatch(source, e) from e
     return model
 
