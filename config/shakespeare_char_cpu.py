@@ -1,11 +1,11 @@
 """
 Character-level tiny Shakespeare in ten seconds without a GPU: a lower loss than nanoGPT's CPU recipe (1.90) reaches in
-100 seconds.
+75 to 105 seconds.
 
     python train.py config/shakespeare_char_cpu.py
 
-On two cores of an AMD EPYC (Zen 4): 9 to 11 s from start to exit, loss 1.83 to 1.86 over the whole val split (three
-seeds).
+On two cores of an AMD EPYC (Zen 4): 8 to 11 s from start to exit, loss 1.83 to 1.86 over the whole val split (three
+seeds, twice).
 """
 
 out_dir = 'out-shakespeare-char-cpu'

@@ -4,8 +4,8 @@ reach a loss of 1.90.
 
     python train.py config/shakespeare_char_cpu_long.py
 
-On two cores of an AMD EPYC (Zen 4): 79 to 89 s from start to exit, loss 1.53 to 1.54 over the whole val split (three
-seeds).
+On two cores of an AMD EPYC (Zen 4): 62 to 89 s from start to exit, loss 1.52 to 1.55 over the whole val split (three
+seeds, twice).
 """
 
 out_dir = 'out-shakespeare-char-cpu-long'
