@@ -31,7 +31,7 @@ def read(path):
 
 def pages():
     """README.md, then the pages of docs/ in the order in which it links to them, which is the order to read them in."""
-    linked = dict.fromkeys(REPO / target for target in LINK.findall(read(README)) if target.startswith('docs/'))
+    linked = dict.fromkeys(REPO / target for target in LINK.findall(read(README)) if re.match(r'docs/.*\.md', target))
     return [README, *(path for path in linked if path.exists())]
 
 
