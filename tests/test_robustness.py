@@ -161,6 +161,32 @@ def test_absurd_sizes_cost_no_memory(place, capsys):
         assert 'alloc' not in line, 'refused only because memory ran out'
 
 
+def test_what_is_on_disk_already_is_not_saved_again(place, monkeypatch):
+    """Otherwise ckpt.pt.prev would become a copy of ckpt.pt."""
+    train.main(settings(max_iters=20, checkpoint_interval=5))
+    saved = []
+    monkeypatch.setattr(checkpoint, 'save', lambda path, state: saved.append((path, state['iter_num'])))
+
+    train.main(settings(max_iters=26, checkpoint_interval=5, eval_interval=40, init_from='resume'))
+
+    assert [n for path, n in saved if path.endswith('ckpt.pt')] == [25, 26]
+
+
+def test_nanogpts_checkpoint_counts_as_evaluated(place, capsys):
+    """It is written right after an evaluation, and does not say so."""
+    train.main(settings(max_iters=20, eval_interval=10))
+    state = checkpoint.load('out/ckpt.pt')
+    del state['evaluated'], state['elapsed_s']
+    checkpoint.save('out/ckpt.pt', state)
+    capsys.readouterr()
+
+    train.main(settings(max_iters=30, eval_interval=10, init_from='resume'))
+
+    out = capsys.readouterr().out
+    assert 'step 20:' not in out
+    assert 'step 30:' in out
+
+
 def test_another_machine_gets_a_warning(place, capsys):
     train.main(settings(max_iters=2))
     state = checkpoint.load('out/ckpt.pt')
