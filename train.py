@@ -188,16 +188,14 @@ def build_model(cfg, worker, meta, resume=False):
         pretrained.check_same_run(cfg, state, meta, path)
         model = pretrained.gpt_from_weights(state['model_args'], state['model'], path, dropout=cfg.dropout)
     elif cfg.init_from in ('scratch', 'auto'):
-        # GPT-2's vocabulary is padded to a multiple of 64, for faster matmuls, as in nanoGPT.
-        vocab_size = 50304 if meta['vocab_size'] == 50257 else meta['vocab_size']
-        model = GPT(model_config(cfg, vocab_size))
+        model = GPT(model_config(cfg, pretrained.padded_vocab_size(meta['vocab_size'])))
     else:
         found = pretrained.load(cfg.init_from, or_else='scratch, resume, auto')
         model = pretrained.build(found, dropout=cfg.dropout)
-        if cfg.block_size > model.config.block_size:
-            raise UserError(f'block_size={cfg.block_size}: expected at most {model.config.block_size}, '
-                            f'the context of {cfg.init_from}')
-        model.crop_block_size(cfg.block_size)
+        try:
+            model.crop_block_size(cfg.block_size)
+        except ValueError as e:
+            raise UserError(f'{e}; the model is {cfg.init_from}') from e
     return model.to(worker.device), state
 
 

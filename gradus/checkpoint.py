@@ -52,7 +52,7 @@ class _ByteCounter:
         pass
 
 
-def load(path, device='cpu', repair=False):
+def load(path, repair=False):
     """
     The verified dictionary in `path`, or in `path`.prev if that one is missing or damaged (with a warning).
     It has at least 'model', parameter names to tensors, and 'model_args'. Raises UserError.
@@ -61,11 +61,11 @@ def load(path, device='cpu', repair=False):
     if not exists(path):
         raise UserError(f'{path}: not found; expected a checkpoint of train.py{_runs_here()}')
     try:
-        return _load(path, device)
+        return _load(path)
     except UserError as e:
         if not os.path.exists(path + '.prev'):
             raise
-        state = _load(path + '.prev', device)
+        state = _load(path + '.prev')
         warn(f'{e}; using {path}.prev, the one before')
         if repair and os.path.exists(path):
             os.replace(path, path + '.damaged')
@@ -87,10 +87,10 @@ def model_args(config):
     return args
 
 
-def _load(path, device):
+def _load(path):
     try:
         _verify(path)
-        state = torch.load(path, map_location=device, weights_only=True)
+        state = torch.load(path, map_location='cpu', weights_only=True)
     except UserError:
         raise
     except pickle.UnpicklingError as e:

@@ -11,6 +11,7 @@ import os
 from gradus.errors import UserError, one_line
 from gradus.files import atomic_write
 
+FILES = ('config.json', 'model.safetensors')
 TRANSPOSED = ('attn.c_attn.weight', 'attn.c_proj.weight', 'mlp.c_fc.weight', 'mlp.c_proj.weight')
 ACTIVATION = {'gelu': 'gelu', 'gelu_new': 'gelu_tanh', 'gelu_pytorch_tanh': 'gelu_tanh', 'relu': 'relu'}
 
@@ -26,8 +27,7 @@ def load_gpt2(source):
         from safetensors.torch import load_file
     except ImportError as e:
         raise UserError(f'init_from={source} needs safetensors; pip install safetensors huggingface_hub') from e
-    config_path = _find(source, 'config.json')
-    weights_path = _find(source, 'model.safetensors')
+    config_path, weights_path = (_find(source, name) for name in FILES)
     try:
         with open(config_path, encoding='utf-8') as f:
             config = json.load(f)

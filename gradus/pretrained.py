@@ -38,8 +38,11 @@ def load(source, or_else='resume'):
         return load_checkpoint(source)
     if os.path.isdir(source):
         path = checkpoint.find(source)
-        return load_checkpoint(path) if checkpoint.exists(path) else load_hf(source)
-    if source.startswith('gpt2') or re.fullmatch(r'[\w-]+/[\w.-]+', source):
+        if checkpoint.exists(path):
+            return load_checkpoint(path)
+        if any(os.path.exists(os.path.join(source, name)) for name in hf.FILES):
+            return load_hf(source)
+    elif source.startswith('gpt2') or re.fullmatch(r'[\w-]+/[\w.-]+', source):
         return load_hf(source)
     raise UserError(f'init_from={source}: expected {or_else}, gpt2, gpt2-medium, gpt2-large, gpt2-xl, owner/model, '
                     'the folder of a run, or a folder with config.json and model.safetensors')
@@ -142,6 +145,11 @@ def find_tokenizer(pretrained, dataset=''):
     return {'kind': 'gpt2'}
 
 
+def padded_vocab_size(n):
+    """A model's vocabulary for n tokens: GPT-2's is padded to a multiple of 64, for faster matmuls, as in nanoGPT."""
+    return 50304 if n == 50257 else n
+
+
 def check_same_run(cfg, state, meta, path):
     """Raise UserError unless the settings have the sizes and the tokenizer of the run in the checkpoint `state`."""
     earlier = state.get('config', {})
@@ -156,8 +164,7 @@ def check_same_run(cfg, state, meta, path):
                             'resume with the config of that run, or give another --out_dir')
 
     vocab_size = state['model_args'].get('vocab_size', 0)
-    padded = 50304 if vocab_size == 50257 else vocab_size
     same_tokenizer = state.get('tokenizer', meta['tokenizer']) == meta['tokenizer']
-    if meta['vocab_size'] > padded or not same_tokenizer:
+    if meta['vocab_size'] > padded_vocab_size(vocab_size) or not same_tokenizer:
         raise UserError(f'{path} was trained with another tokenizer (vocab_size={vocab_size}) than data/{cfg.dataset} '
                         f"has (vocab_size={meta['vocab_size']}); use the same --dataset")

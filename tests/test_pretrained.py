@@ -59,6 +59,7 @@ def test_a_source_that_does_not_exist_is_one_line(place, source):
 def test_a_folder_with_neither_names_what_was_expected(place):
     os.makedirs('empty')
     message = refused('empty')
+    assert message.startswith('init_from=empty: expected resume, gpt2')
     assert 'config.json' in message
 
 
