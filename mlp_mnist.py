@@ -15,6 +15,9 @@ import os
 import time
 from dataclasses import asdict, dataclass
 
+import gradus  # noqa: F401  first: Ctrl-C during the slow imports below is one line
+
+# isort: split
 import torch
 from tqdm import tqdm
 
@@ -351,4 +354,4 @@ def main(cfg):
 
 
 if __name__ == '__main__':
-    configurator.launch(main, MnistConfig)
+    configurator.launch(main, MnistConfig, lower='--mini_batch_size or --sizes')

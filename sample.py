@@ -18,6 +18,9 @@ import sys
 from dataclasses import dataclass
 from itertools import islice
 
+import gradus  # noqa: F401  first: Ctrl-C during the slow imports below is one line
+
+# isort: split
 import torch
 
 from gradus import checkpoint, configurator, data, evaluation, inference, parallel, pretrained
@@ -280,4 +283,4 @@ def main(cfg):
 
 
 if __name__ == '__main__':
-    configurator.launch(main, SampleConfig)
+    configurator.launch(main, SampleConfig, lower='--num_samples')

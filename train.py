@@ -16,6 +16,9 @@ import sys
 import time
 from dataclasses import asdict, dataclass, fields
 
+import gradus  # noqa: F401  first: Ctrl-C during the slow imports below is one line
+
+# isort: split
 import torch
 from tqdm import tqdm
 
@@ -425,4 +428,4 @@ def main(cfg):
 
 
 if __name__ == '__main__':
-    configurator.launch(main, TrainConfig)
+    configurator.launch(main, TrainConfig, lower='--batch_size, --block_size, --n_layer or --n_embd')

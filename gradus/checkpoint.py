@@ -16,7 +16,7 @@ from dataclasses import fields
 import torch
 
 from gradus.errors import UserError, one_line, warn
-from gradus.files import atomic_write
+from gradus.files import WriteError, atomic_write, make_folder
 
 NANOGPT_MODEL_ARGS = ('n_layer', 'n_head', 'n_embd', 'block_size', 'bias', 'vocab_size', 'dropout')
 
@@ -28,16 +28,20 @@ def save(path, state):
     Write the dictionary `state` to `path`, atomically; what was there becomes `path`.prev. Raises UserError if that
     fails, for example on a full disk; the old file is then unchanged.
     """
+    make_folder(os.path.dirname(path) or '.', 'the run cannot be saved')        # somebody may have deleted it
     try:
         with atomic_write(path, keep_previous=True) as f:
             torch.save(state, f)
-    except (OSError, RuntimeError) as e:              # torch can turn an OSError into a RuntimeError
+    except WriteError as e:
         counter = _ByteCounter()
         torch.save(state, counter)
         free = shutil.disk_usage(os.path.dirname(path) or '.').free
-        raise UserError(f'{path}: could not be written ({_first_line(e)}); it needs {counter.n:,} bytes, and {free:,} '
-                        'are free; what was there before is unchanged: make room, then continue with '
-                        '--init_from=resume') from e
+        message = f'{e}; it needs {counter.n:,} bytes, and {free:,} are free'
+        if e.disk_full:
+            message += ': make room'
+        if e.unchanged:
+            message += '; what was there before is unchanged, continue with --init_from=resume'
+        raise UserError(message) from e
 
 
 class _ByteCounter:

@@ -36,13 +36,13 @@ TRUE = ('true', 'True', '1')
 FALSE = ('false', 'False', '0')
 
 
-def launch(main, cls, argv=None):
-    """Read the settings and call main(cfg): the last line of every script. User errors end in one line."""
+def launch(main, cls, argv=None, lower=''):
+    """
+    Read the settings and call main(cfg): the last line of every script. User errors end in one line; `lower` says which
+    settings need less memory.
+    """
     script = sys.modules[cls.__module__]
-    for stream in (sys.stdout, sys.stderr):           # any text on any terminal, including Windows
-        if hasattr(stream, 'reconfigure'):
-            stream.reconfigure(encoding='utf-8', errors='replace')
-    with exit_on_error():
+    with exit_on_error(lower):
         main(load(cls, sys.argv[1:] if argv is None else argv, script))
 
 

@@ -1,8 +1,15 @@
 """What the user can fix: one line on stderr, exit code 2, no traceback."""
 
+import errno
 import os
+import re
+import reprlib
 import sys
 from contextlib import contextmanager
+
+# How torch, numpy and Python say that there is not enough memory, beside MemoryError.
+OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|size calculation overflowed|array is too big|"
+                           r'dimension exceeded|integer multiplication overflow|cannot fit .* index-sized integer')
 
 
 class UserError(Exception):
@@ -13,31 +20,98 @@ class UserError(Exception):
 
 
 @contextmanager
-def exit_on_error():
+def exit_on_error(lower=''):
     """
     Around a whole program: a UserError ends it with one line on stderr and exit code 2, Ctrl-C with 130, and a closed
-    stdout (| head) with 141, all without a traceback. Other exceptions keep theirs.
+    stdout (| head) with 141, all without a traceback. So do a full disk behind stdout and too little memory; `lower`
+    says which settings need less of it. Other exceptions keep their traceback.
     """
+    prepare_streams()
     try:
         yield
+        sys.stdout.flush()
     except UserError as e:
-        if os.environ.get('RANK', '0') == '0':
-            print(f'error: {one_line(e, limit=None)}', file=sys.stderr)
-        sys.exit(2)
+        _exit(str(e))
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _abandon_stdout()
         sys.exit(141)
     except KeyboardInterrupt:
         print('interrupted', file=sys.stderr)
         sys.exit(130)
+    except Exception as e:
+        if isinstance(e, MemoryError) or OUT_OF_MEMORY.search(str(e)):
+            _exit(f"not enough memory ({one_line(e, limit=160)}); lower {lower or 'the sizes'}")
+        if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT) and e.filename is None:
+            _abandon_stdout()
+            _exit(f'the output could not be written ({e.strerror}); make room')
+        raise
 
 
-def one_line(error, limit=300):
-    """The message of any exception on one line."""
-    return ' '.join(str(error).split())[:limit]
+def _exit(message):
+    if is_main_process():
+        print(f'error: {one_line(message, limit=None)}', file=sys.stderr)
+    sys.exit(2)
+
+
+def prepare_streams():
+    """Make print work on any terminal, whatever its encoding, and with streams that were closed (2>&-)."""
+    # File descriptors 0, 1 and 2 must be taken: otherwise the next file that is opened becomes stdout.
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    for name, mode in (('stdin', 'r'), ('stdout', 'w'), ('stderr', 'w')):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding='utf-8'))
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, 'reconfigure'):
+            stream.reconfigure(encoding='utf-8', errors='replace')
+
+
+def _abandon_stdout():
+    """Nobody reads it, or it cannot be written: let what Python still holds go nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def is_main_process():
+    """Is this the process that prints, rank 0 or the only one?"""
+    return os.environ.get('RANK', '0') == '0'
 
 
 def warn(text):
     """Print a warning to stderr, once even if several processes train together."""
-    if os.environ.get('RANK', '0') == '0':
-        print(f'warning: {text}', file=sys.stderr)
+    if is_main_process():
+        print(f'warning: {one_line(text, limit=None)}', file=sys.stderr)
+
+
+# ---------------------------------------------------------------------------- values of other people's files
+
+def one_line(error, limit=300):
+    """The message of any exception on one line, without control characters."""
+    return printable(' '.join(str(error).split()))[:limit]
+
+
+def printable(text, keep=''):
+    """The text with escapes (\\x1b) for what could command a terminal, except for the characters in `keep`."""
+    if text.isprintable():
+        return text
+    return ''.join(c if c.isprintable() or c in keep else c.encode('unicode_escape').decode() for c in text)
+
+
+class _Short(reprlib.Repr):
+    """repr, but short, however deep or large the value is; of objects only the class."""
+
+    def repr_instance(self, value, level):
+        if type(value) in (float, bool, type(None)):
+            return repr(value)
+        return f'<{type(value).__name__}>'
+
+    def repr_int(self, value, level):
+        return repr(value) if value.bit_length() <= 128 else f'<int of {value.bit_length():,} bits>'
+
+
+def show(value):
+    """Any value from a file as a short printable text, for messages."""
+    short = _Short()
+    short.maxlevel = 2
+    short.maxstring = 60
+    return printable(short.repr(value))

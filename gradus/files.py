@@ -1,8 +1,19 @@
-"""The one way to write a file: under a temporary name, flushed to disk, then renamed."""
+"""The one way to write a file: under a temporary name, flushed to disk, then renamed; and what may be read."""
 
 import errno
 import os
+import stat
 from contextlib import contextmanager
+
+from gradus.errors import UserError, one_line
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class WriteError(UserError):
+    """A file could not be written. disk_full: because there is no room; unchanged: is the old file still in place?"""
+    disk_full = False
+    unchanged = False
 
 
 @contextmanager
@@ -10,32 +21,81 @@ def atomic_write(path, keep_previous=False):
     """
     A temporary binary file to write to. It replaces `path` once it is complete and flushed to disk; on any error it is
     removed, and `path` is left as it was. keep_previous: the file that it replaces becomes `path`.prev.
+    Raises WriteError.
     """
-    tmp = path + '.tmp'
+    tmp = temporary_name(path)
+    existed = os.path.exists(path)
     try:
         with open(tmp, 'wb') as f:
             yield f
             f.flush()
             os.fsync(f.fileno())
-        if keep_previous and os.path.exists(path):
+        if keep_previous and existed:
             os.replace(path, path + '.prev')
         os.replace(tmp, path)
-    except BaseException:
+        sync_folder(os.path.dirname(path) or '.')
+    except BaseException as e:
         if os.path.exists(tmp):
             os.remove(tmp)
-        raise
-    sync_folder(os.path.dirname(path) or '.')
+        if keep_previous and existed and not os.path.exists(path):
+            os.replace(path + '.prev', path)
+        cause = _os_error(e)
+        if cause is None:
+            raise
+        error = WriteError(f'{path}: could not be written ({cause.strerror or one_line(cause)})')
+        error.disk_full = cause.errno in DISK_FULL
+        error.unchanged = existed and os.path.exists(path)
+        raise error from e
+
+
+def temporary_name(path):
+    """A name beside `path` that belongs to this process."""
+    return f'{path}.{os.getpid()}.tmp'
+
+
+def _os_error(error):
+    """The OSError that `error` is or comes from, else None: torch turns one into a RuntimeError."""
+    if isinstance(error, OSError):
+        return error
+    if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
+        return error.__context__
+    return None
+
+
+def make_folder(folder, advice):
+    """Create `folder` and those above it, unless it exists. Raises UserError, which ends with `advice`."""
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except (OSError, ValueError) as e:
+        raise UserError(f'{folder}: cannot be created ({getattr(e, "strerror", None) or e}); {advice}') from e
 
 
 def sync_folder(folder):
     """Make renames in `folder` survive a power cut. Windows has no such call, and some file systems refuse it."""
     if not hasattr(os, 'O_DIRECTORY'):
         return
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except PermissionError:                           # a folder that may be written but not listed
+        return
     try:
         os.fsync(descriptor)
     except OSError as e:
-        if e.errno != errno.EINVAL:
+        if e.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
             raise
     finally:
         os.close(descriptor)
+
+
+def require_file(path):
+    """
+    Raise UserError unless `path` is a regular file that exists: opening a pipe would wait forever, and a device may
+    never end.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError) as e:
+        raise UserError(f'{path}: {getattr(e, "strerror", None) or e}; expected a file') from e
+    if not stat.S_ISREG(mode):
+        kinds = {stat.S_IFDIR: 'a folder', stat.S_IFIFO: 'a pipe', stat.S_IFSOCK: 'a socket'}
+        raise UserError(f'{path}: {kinds.get(stat.S_IFMT(mode), "a device")}; expected a file')
