@@ -12,6 +12,7 @@ w -> w - eta dC/dw; `backprop` finds the whole gradient in one walk back through
 
 import math
 import os
+import shlex
 import time
 from dataclasses import asdict, dataclass
 
@@ -24,6 +25,7 @@ from tqdm import tqdm
 from gradus import checkpoint, configurator, digits, optim, parallel
 from gradus.errors import UserError, one_line
 from gradus.log import Log
+from gradus.run_folder import RunFolder
 from model import MLP
 
 
@@ -180,6 +182,8 @@ def build(args, source, weights):
         model.load_state_dict(weights)
     except (ValueError, TypeError, RuntimeError) as e:
         raise UserError(f'{source}: expected a digit network of mlp_mnist.py: {one_line(e, limit=200)}') from e
+    if not all(tensor.isfinite().all() for tensor in weights.values()):
+        raise UserError(f'{source}: a weight is not finite (NaN or infinity); train again with a lower --eta')
     return model
 
 
@@ -240,7 +244,7 @@ def train_epoch(model, optimizer, images, labels, epoch, cfg, worker, bar):
     return step + 1, eta
 
 
-def train(cfg, sizes, worker):
+def train(cfg, sizes, worker, folder):
     # Load everything, and find what is wrong before anything is written.
     (images, labels), unseen = load_images(cfg, worker)
     path = os.path.join(cfg.out_dir, 'ckpt.pt')
@@ -250,7 +254,7 @@ def train(cfg, sizes, worker):
     # The model.
     state = {}
     if resume:
-        state = checkpoint.load(path)
+        state = checkpoint.load_run(path)
         check_same_run(cfg, args, state, path)
         model = build(args, path, state['model'])
     else:
@@ -274,7 +278,7 @@ def train(cfg, sizes, worker):
         return
 
     # Nothing has been written to the run's folder until here.
-    checkpoint.open_run(cfg.out_dir, resume)
+    folder.start(resume)
     steps_per_epoch = math.ceil(cfg.n_train / cfg.mini_batch_size)
     log = Log(cfg.out_dir, first_epoch * steps_per_epoch + 1)
     n_params = sum(p.numel() for p in model.parameters())
@@ -302,7 +306,7 @@ def train(cfg, sizes, worker):
             elapsed = time.perf_counter() - start_time
             tqdm.write(f'epoch {epoch + 1}: cost {cost:.4f}, {measure} {accuracy:.2%}, {elapsed:.1f} s')
             log.write(iter=step, epoch=epoch + 1, cost=cost, accuracy=accuracy, lr=eta, elapsed_s=round(elapsed, 3))
-            checkpoint.save(path, dict(
+            folder.save('ckpt.pt', dict(
                 model=model.state_dict(), optimizer=optimizer.state_dict(), model_args=args, iter_num=step,
                 epoch=epoch + 1, best_val_loss=best_cost, config=asdict(cfg), elapsed_s=elapsed))
 
@@ -310,7 +314,7 @@ def train(cfg, sizes, worker):
     print(f'saved {path}')
     misread_path = os.path.join(cfg.out_dir, 'misread.png')
     digits.draw_misread(misread_path, unseen[0].cpu(), unseen[1].cpu(), activations.cpu())
-    print(f'try it: python mlp_mnist.py --out_dir={cfg.out_dir} --predict=test:1234')
+    print(f'try it: python mlp_mnist.py --out_dir={shlex.quote(cfg.out_dir)} --predict=test:1234')
 
 
 # ---------------------------------------------------------------------------- prediction
@@ -350,7 +354,8 @@ def main(cfg):
     if cfg.predict:
         predict(cfg, worker)
     else:
-        train(cfg, sizes, worker)
+        with RunFolder(cfg.out_dir) as folder:
+            train(cfg, sizes, worker, folder)
 
 
 if __name__ == '__main__':

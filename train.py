@@ -11,9 +11,11 @@ and a run that was stopped and resumed ends where the uninterrupted one does.
 
 import math
 import os
+import shlex
 import signal
 import sys
 import time
+import traceback
 from dataclasses import asdict, dataclass, fields
 
 import gradus  # noqa: F401  first: Ctrl-C during the slow imports below is one line
@@ -23,8 +25,10 @@ import torch
 from tqdm import tqdm
 
 from gradus import checkpoint, configurator, data, evaluation, optim, parallel, pretrained, sampling
-from gradus.errors import UserError, warn
+from gradus.errors import UserError, on_screen, warn
+from gradus.interrupt import Interrupt
 from gradus.log import Log, losses_line, sizes_line, start_wandb, step_line
+from gradus.run_folder import RunFolder
 from model import GPT, GPTConfig
 
 
@@ -95,6 +99,7 @@ class Progress:
     best_val_loss: float = math.inf
     elapsed_s: float = 0.0            # training time so far, in seconds
     evaluated: bool = False           # is the evaluation due at iter_num done?
+    skipped: int = 0                  # consecutive steps up to here that were not taken, see skip_nonfinite
 
     @classmethod
     def from_checkpoint(cls, state):
@@ -153,32 +158,34 @@ def setup(cfg, worker, resume):
     """
     if worker.note:
         worker.print(f'note: {worker.note}')
-    worker.shard(cfg.batch_size * cfg.gradient_accumulation_steps)
-
-    # data
     folder = os.path.join('data', cfg.dataset)
-    if worker.is_main:
-        data.prepare(folder, 'train.bin')
-    worker.barrier()
-    meta = data.read_meta(folder)
-
-    # model
-    model, state = build_model(cfg, worker, meta, resume)
-    dataset = data.open_dataset(folder, meta, model.config.vocab_size, cfg.block_size)
-
-    # optimizer
-    betas = (cfg.beta1, cfg.beta2)
-    optimizer = optim.build(model, cfg.optimizer, cfg.weight_decay, cfg.learning_rate, betas, worker.dtype)
-    scaler = torch.amp.GradScaler(worker.device.type, enabled=worker.dtype == torch.float16)
-    if not resume:
-        return dataset, model, optimizer, scaler, Progress()
-
-    # the rest of the checkpoint
     ckpt_path = os.path.join(cfg.out_dir, 'ckpt.pt')
-    optim.load_state(optimizer, state, ckpt_path, scaler)
-    if changes := worker.changes_since(state.get('machine', {})):
+    with worker.together():
+        worker.shard(cfg.batch_size * cfg.gradient_accumulation_steps)
+        if worker.is_main:
+            data.prepare(folder, 'train.bin')
+
+    with worker.together():
+        # data, model
+        meta = data.read_meta(folder)
+        model, state = build_model(cfg, worker, meta, resume)
+        dataset = data.open_dataset(folder, meta, model.config.vocab_size, cfg.block_size)
+
+        # optimizer
+        betas = (cfg.beta1, cfg.beta2)
+        optimizer = optim.build(model, cfg.optimizer, cfg.weight_decay, cfg.learning_rate, betas, worker.dtype)
+        scaler = torch.amp.GradScaler(worker.device.type, enabled=worker.dtype == torch.float16)
+
+        # the rest of the checkpoint
+        progress = Progress()
+        if resume:
+            optim.load_state(optimizer, state, ckpt_path, scaler)
+            progress = Progress.from_checkpoint(state)
+
+    worker.require_same(cfg, data=dataset.fingerprint, iter_num=progress.iter_num)
+    if changes := parallel.changes(state.get('machine', {}), worker.environment(data=dataset.fingerprint)):
         worker.print(f'warning: {ckpt_path} was written with {changes}: the run continues, but not bit for bit')
-    return dataset, model, optimizer, scaler, Progress.from_checkpoint(state)
+    return dataset, model, optimizer, scaler, progress
 
 
 def build_model(cfg, worker, meta, resume=False):
@@ -187,7 +194,7 @@ def build_model(cfg, worker, meta, resume=False):
     torch.manual_seed(cfg.seed)
     if resume:
         path = os.path.join(cfg.out_dir, 'ckpt.pt')
-        state = checkpoint.load(path, repair=worker.is_main)
+        state = checkpoint.load_run(path, repair=worker.is_main)
         pretrained.check_same_run(cfg, state, meta, path)
         model = pretrained.gpt_from_weights(state['model_args'], state['model'], path, dropout=cfg.dropout)
     elif cfg.init_from in ('scratch', 'auto'):
@@ -254,10 +261,9 @@ def train_step(model, optimizer, scaler, tokens, step, cfg, worker):
 
 # ---------------------------------------------------------------------------- the loop
 
-def train(cfg, worker, interrupt):
+def train(cfg, worker, interrupt, folder):
     """Train until max_iters or a signal. Returns the number of the signal, or 0."""
     ckpt_path = os.path.join(cfg.out_dir, 'ckpt.pt')
-    best_path = os.path.join(cfg.out_dir, 'best.pt')
     resume = cfg.init_from == 'resume' or (cfg.init_from == 'auto' and checkpoint.exists(ckpt_path))
     dataset, model, optimizer, scaler, progress = setup(cfg, worker, resume)
 
@@ -277,15 +283,14 @@ def train(cfg, worker, interrupt):
 
     # Nothing has been written to the run's folder until here.
     wandb = start_wandb(cfg) if cfg.wandb_log and worker.is_main else None
-    if worker.is_main:
-        checkpoint.open_run(cfg.out_dir, resume)
+    folder.start(resume)
     log = Log(cfg.out_dir if worker.is_main else None, progress.iter_num, progress.evaluated, wandb)
     bar = tqdm(total=cfg.max_iters, initial=progress.iter_num, unit='it', dynamic_ncols=True,
                disable=None if worker.is_main else True)
     start_time = time.perf_counter() - progress.elapsed_s
     saved_at = progress.iter_num if resume else None  # the iteration that ckpt.pt holds
-    nonfinite_steps = 0                               # consecutive steps that were skipped
     timed_steps, timed_seconds = 0, 0.0               # steps since the last loss line, and the time they took
+    interrupt.watch()
 
     while True:
         it = progress.iter_num
@@ -310,14 +315,15 @@ def train(cfg, worker, interrupt):
             if it > 0:                                # at iteration 0 nothing has been learned
                 save_due = save_due or improved or cfg.always_save_checkpoint
                 if improved and worker.is_main:
-                    checkpoint.save(best_path, snapshot(cfg, model, dataset, progress))
+                    folder.save('best.pt', snapshot(cfg, model, dataset, progress))
 
         # Write everything that a resumed run needs to ckpt.pt.
         if (save_due or finished or stop_signal) and saved_at != it:
             if worker.is_main:
                 state = snapshot(cfg, model, dataset, progress)
-                state.update(optimizer=optimizer.state_dict(), scaler=scaler.state_dict(), machine=worker.environment())
-                checkpoint.save(ckpt_path, state)
+                state.update(optimizer=optimizer.state_dict(), scaler=scaler.state_dict(),
+                             machine=worker.environment(data=dataset.fingerprint))
+                folder.save('ckpt.pt', state)
             worker.print(f'saved {ckpt_path}')
             saved_at = it
 
@@ -338,10 +344,10 @@ def train(cfg, worker, interrupt):
 
         # Log it.
         tokens = (it + 1) * tokens_per_iter
-        nonfinite_steps = 0 if taken else nonfinite_steps + 1
+        progress.skipped = 0 if taken else progress.skipped + 1
         if not taken:
             what = f'loss is {float(loss):.4g} and gradient norm {float(grad_norm):.4g}'
-            if nonfinite_steps > cfg.skip_nonfinite:
+            if progress.skipped > cfg.skip_nonfinite:
                 raise diverged(what, it, lr, ckpt_path, saved_at)
             worker.print(f'iter {it}: {what}: skipped')
             log.write(iter=it, skipped=what, tokens=tokens, lr=lr, elapsed_s=round(progress.elapsed_s, 3))
@@ -408,8 +414,8 @@ def print_summary(model, tokenizer, cfg, worker, progress):
         with worker.autocast():
             ids = model.generate(start, cfg.sample_tokens, sampler, tokenizer.n_vocab)
         text = tokenizer.decode(ids[0, 1:].tolist())
-        print(f'a sample:\n---------------\n{text}\n---------------')
-    print(f'more samples: python sample.py --out_dir={cfg.out_dir}')
+        print(f'a sample:\n---------------\n{on_screen(text)}\n---------------')
+    print(f'more samples: python sample.py --out_dir={shlex.quote(cfg.out_dir)}')
 
 
 def main(cfg):
@@ -419,8 +425,11 @@ def main(cfg):
     if cfg.deterministic or (worker.compile and worker.device.type == 'cpu'):
         parallel.set_deterministic()
     try:
-        with parallel.Interrupt() as interrupt:
-            signal_number = train(cfg, worker, interrupt)
+        with Interrupt() as interrupt, RunFolder(cfg.out_dir, worker.is_main and not cfg.eval_only) as folder:
+            signal_number = train(cfg, worker, interrupt, folder)
+    except BaseException as e:
+        traceback.clear_frames(e.__traceback__)       # frees the DDP model while its process group still exists
+        raise
     finally:
         worker.close()
     if signal_number:

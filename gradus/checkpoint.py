@@ -1,22 +1,25 @@
 """
-The folder of a run, and its checkpoints: written completely or not at all, and verified when they are read.
+A run's checkpoints: written completely or not at all, and verified when they are read.
 
 A file is written under a temporary name, flushed to disk, then renamed; the one it replaces is kept as
 <name>.prev. torch.load does not notice a flipped bit, so the checksums of the zip archive are verified first. Only
-tensors and plain values are ever unpickled: a checkpoint cannot run code.
+tensors and plain values are ever unpickled: a checkpoint cannot run code. What it holds is checked before it is used.
 """
 
+import errno
 import math
 import os
 import pickle
+import re
 import shutil
 import zipfile
 from dataclasses import fields
 
+import numpy as np
 import torch
 
-from gradus.errors import UserError, one_line, warn
-from gradus.files import WriteError, atomic_write, make_folder
+from gradus.errors import UserError, one_line, show, warn
+from gradus.files import WriteError, atomic_write, make_folder, require_file
 
 NANOGPT_MODEL_ARGS = ('n_layer', 'n_head', 'n_embd', 'block_size', 'bias', 'vocab_size', 'dropout')
 
@@ -56,6 +59,10 @@ class _ByteCounter:
         pass
 
 
+class Damaged(UserError):
+    """A checkpoint is not as it was written: it is truncated, or a checksum is wrong."""
+
+
 def load(path, repair=False):
     """
     The verified dictionary in `path`, or in `path`.prev if that one is missing or damaged (with a warning).
@@ -65,8 +72,12 @@ def load(path, repair=False):
     if not exists(path):
         raise UserError(f'{path}: not found; expected a checkpoint of train.py{_runs_here()}')
     try:
+        if os.path.islink(path) and not os.path.exists(path):
+            raise UserError(f'{path}: a link to {os.readlink(path)}, which is not there; is its disk mounted?')
+        if not os.path.exists(path):
+            raise Damaged(f'{path}: not found')
         return _load(path)
-    except UserError as e:
+    except Damaged as e:
         if not os.path.exists(path + '.prev'):
             raise
         state = _load(path + '.prev')
@@ -76,9 +87,19 @@ def load(path, repair=False):
         return state
 
 
+def load_run(path, repair=False):
+    """`load` for a run that is to continue."""
+    state = load(path, repair)
+    for name in ('best_val_loss', 'elapsed_s'):
+        value = state.get(name, 0)
+        if math.isnan(value) or value < 0 or (name == 'elapsed_s' and value == math.inf):
+            raise UserError(f'{path}: {name} is {value}; expected a number that a run can have')
+    return state
+
+
 def exists(path):
-    """Is there a checkpoint, whole or not, at `path`?"""
-    return os.path.exists(path) or os.path.exists(path + '.prev')
+    """Is there a checkpoint, whole or not, at `path`? A link counts, even if what it leads to is not there now."""
+    return os.path.lexists(path) or os.path.lexists(path + '.prev')
 
 
 def model_args(config):
@@ -91,19 +112,60 @@ def model_args(config):
     return args
 
 
+# ---------------------------------------------------------------------------- reading
+
+LEGACY = b'\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.'   # how torch.save began before it wrote zip archives
+
+
 def _load(path):
+    require_file(path)
     try:
-        _verify(path)
-        state = torch.load(path, map_location='cpu', weights_only=True)
+        with open(path, 'rb') as f:
+            if f.read(len(LEGACY)) != LEGACY:         # which has no checksums
+                _verify(path)
     except UserError:
         raise
+    except Exception as e:                            # zipfile raises a dozen types for damaged files
+        if isinstance(e, OSError) and e.errno != errno.EINVAL:
+            raise UserError(f'{path}: cannot be read ({e.strerror})') from e
+        raise Damaged(f'{path}: damaged, or not a PyTorch checkpoint ({_what(e)})') from e
+
+    try:
+        with torch.serialization.safe_globals(NUMPY_SCALARS):
+            state = torch.load(path, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as e:
-        raise UserError(f'{path}: refused, it holds more than tensors and plain values: {_first_line(e)}') from e
-    except Exception as e:                            # zipfile and torch raise a dozen types for damaged files
-        raise UserError(f'{path}: damaged, or not a PyTorch checkpoint ({type(e).__name__}: {_first_line(e)})') from e
-    _check_types(path, state)
-    state['model'] = _clean_names(state['model'])
+        raise UserError(f'{path}: refused, it holds more than tensors and plain values: {_found_class(e)}') from e
+    except MemoryError:
+        raise
+    except Exception as e:                            # torch raises as many for nonsense
+        raise UserError(f'{path}: not a PyTorch checkpoint ({_what(e)})') from e
+    _check_values(path, state)
+    _check_tensors(path, state)
+    state['model'] = _clean_names(path, state['model'])
     return state
+
+
+def _numpy_scalars():
+    """What unpickling a numpy number needs; torch.load must be told. It has had two names in numpy."""
+    make_scalar = np.float64(0).__reduce__()[0]
+    kinds = {type(np.dtype(name)) for name in ('f2', 'f4', 'f8', 'i4', 'i8', 'bool', 'U')}
+    names = ('numpy.core.multiarray.scalar', 'numpy._core.multiarray.scalar')
+    return [*((make_scalar, name) for name in names), np.dtype, *kinds]
+
+
+NUMPY_SCALARS = _numpy_scalars()
+
+
+def _what(error):
+    """The class and first line of an exception; torch's messages go on with pages of advice."""
+    first_line = str(error).partition('\n')[0]
+    return f'{type(error).__name__}: {one_line(first_line, limit=160)}'
+
+
+def _found_class(error):
+    """The class that torch.load refused, without its advice to load the file unsafely."""
+    found = re.search(r'GLOBAL ([\w.]+)', str(error))
+    return found.group(1) if found else 'an unknown kind of object'
 
 
 def _verify(path):
@@ -115,48 +177,101 @@ def _verify(path):
             raise UserError(f'{path}: refused, its contents would be larger than the file')
         damaged = archive.testzip()
     if damaged:
-        raise UserError(f'{path}: damaged (checksum of {damaged})')
+        raise Damaged(f'{path}: damaged (checksum of {one_line(damaged)})')
 
 
-def _check_types(path, state):
-    """Raise UserError unless everything that a training run relies on has the right type."""
+# ---------------------------------------------------------------------------- what is in it
+
+KINDS = dict(iter_num=int, epoch=int, skipped=int, best_val_loss=float, elapsed_s=float, evaluated=bool,
+             model_args=dict, config=dict, optimizer=dict, scaler=dict, tokenizer=dict, machine=dict)
+REQUIRED = ('model_args',)                            # what may not be None
+
+
+def _check_values(path, state):
+    """Raise UserError unless every value that somebody uses has its type. Numbers become Python's."""
     model = state.get('model') if isinstance(state, dict) else None
-    if not (isinstance(model, dict) and all(isinstance(t, torch.Tensor) for t in model.values())
-            and isinstance(state.get('model_args'), dict)):
+    if not isinstance(model, dict) or not isinstance(state.get('model_args'), dict):
         raise UserError(f'{path}: expected a dictionary with model and model_args, as train.py writes it')
 
-    if isinstance(state.get('best_val_loss'), torch.Tensor):                    # nanoGPT's
-        state['best_val_loss'] = state['best_val_loss'].tolist()
-    kinds = dict(iter_num=int, best_val_loss=(int, float), elapsed_s=(int, float), evaluated=bool, config=dict,
-                 optimizer=dict, scaler=dict, tokenizer=dict, machine=dict)
-    for key, kind in kinds.items():
-        if key not in state:
+    for key, kind in KINDS.items():
+        if key not in state or state[key] is None and key not in REQUIRED:
+            state.pop(key, None)
             continue
-        value = state[key]
+        value = state[key] = _plain_number(state[key])
+        kinds = (int, float) if kind is float else kind
         unexpected_bool = isinstance(value, bool) and kind is not bool
-        if not isinstance(value, kind) or unexpected_bool:
-            raise UserError(f'{path}: {key} is {type(value).__name__}; expected a checkpoint as train.py writes it')
+        if not isinstance(value, kinds) or unexpected_bool:
+            raise UserError(f'{path}: {key} is {show(value)}; expected {kind.__name__}, as train.py writes it')
+        if kind is int and not 0 <= value < 2 ** 53:
+            raise UserError(f'{path}: {key} is {show(value)}; expected a number that a run can have')
 
-    iter_num = state.get('iter_num', 0)
-    best_val_loss = state.get('best_val_loss', 0)
-    if not 0 <= iter_num < 2 ** 53 or math.isnan(best_val_loss):
-        raise UserError(f'{path}: iter_num={iter_num}, best_val_loss={best_val_loss}; '
-                        'expected numbers that a run can have')
+    # Flat dictionaries. What a fork may have put into `config` beside plain values is of no use here.
+    if 'config' in state:
+        state['config'] = {key: value for key, value in state['config'].items() if _is_plain(value)}
+    for name in ('model_args', 'tokenizer', 'machine'):
+        for key, value in state.get(name, {}).items():
+            value = state[name][key] = _plain_number(value)
+            if not isinstance(key, str) or not _is_plain(value) and not _is_flat_list(value):
+                raise UserError(f'{path}: {name} has {show(key)}: {show(value)}; expected plain values')
 
 
-def _clean_names(weights):
+def _plain_number(value):
+    """nanoGPT saves some numbers as tensors of one element, and its forks save numpy's."""
+    one_element = type(value) is torch.Tensor and value.numel() == 1
+    if isinstance(value, np.generic) or one_element and value.layout == torch.strided and value.device.type == 'cpu':
+        return value.item()
+    return value
+
+
+def _is_plain(value):
+    return isinstance(value, (bool, int, float, str)) or value is None
+
+
+def _is_flat_list(value):
+    return isinstance(value, list) and all(_is_plain(v) for v in value)
+
+
+def _check_tensors(path, state):
+    """Raise UserError unless all tensors are ordinary ones, and claim no more memory than the file explains."""
+    size = os.path.getsize(path)
+    named = dict(state['model'])
+    moments = (state.get('optimizer') or {}).get('state')
+    if isinstance(moments, dict):
+        for n, values in moments.items():
+            if isinstance(values, dict):
+                named.update({f'{name} {n}': v for name, v in values.items() if isinstance(v, torch.Tensor)})
+
+    claimed = 0
+    for name, tensor in named.items():
+        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
+            raise UserError(f'{path}: {show(name)} is {show(tensor)}; expected the name of a parameter and a tensor')
+        if tensor.layout != torch.strided or tensor.device.type != 'cpu' or tensor.is_quantized:
+            raise UserError(f'{path}: {show(name)} is a tensor of layout {tensor.layout} on {tensor.device}; '
+                            'expected an ordinary one')
+        n_bytes = tensor.numel() * tensor.element_size()
+        claimed += n_bytes
+        if not n_bytes <= tensor.untyped_storage().nbytes() <= size:
+            raise UserError(f'{path}: {show(name)} claims {n_bytes:,} bytes, more than the file holds; refused')
+    if claimed > 2 * size:                            # twice: embedding and unembedding may be one tensor
+        raise UserError(f'{path}: its tensors claim {claimed:,} bytes, and the file has {size:,}; refused')
+
+
+def _clean_names(path, weights):
     """The weights without the prefixes that DDP and torch.compile add, and without old nanoGPT's causal masks."""
-    for prefix in ('module.', '_orig_mod.'):
-        weights = {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
-    return {name: tensor for name, tensor in weights.items() if not name.endswith('.attn.bias')}
+    cleaned = {}
+    for name, tensor in weights.items():
+        name = '.'.join(part for part in name.split('.') if part not in ('module', '_orig_mod'))
+        if name.endswith('.attn.bias'):
+            continue
+        if not tensor.is_floating_point() and not name.endswith('.num_batches_tracked'):        # of batch norm
+            raise UserError(f'{path}: {show(name)} is of {tensor.dtype}; expected floating-point weights')
+        if name in cleaned:
+            raise UserError(f'{path}: two tensors are called {show(name)}')
+        cleaned[name] = tensor
+    return cleaned
 
 
-def _first_line(error):
-    """torch's messages go on with pages of advice."""
-    return one_line(str(error).split('\n')[0], limit=160)
-
-
-# ---------------------------------------------------------------------------- the folder of a run
+# ---------------------------------------------------------------------------- which file
 
 def find(out_dir, name=''):
     """The path of a run's checkpoint: `name`, else best.pt if there is one, else ckpt.pt."""
@@ -179,28 +294,3 @@ def newest_run():
 def _runs_here():
     runs = sorted(folder for folder in os.listdir('.') if os.path.exists(os.path.join(folder, 'ckpt.pt')))
     return f"; runs here: {', '.join(runs)} (--out_dir=...)" if runs else ''
-
-
-def open_run(folder, resume=False):
-    """Create the folder of a run, or resume the run in it; otherwise a run in it is moved aside. Raises UserError."""
-    try:
-        if not resume:
-            _move_aside(folder)
-        os.makedirs(folder, exist_ok=True)
-        for name in os.listdir(folder):
-            if name.endswith('.tmp'):                 # half a file that a kill left behind
-                os.remove(os.path.join(folder, name))
-    except OSError as e:
-        raise UserError(f'out_dir={folder}: cannot be written ({e.strerror}); give another one') from e
-
-
-def _move_aside(folder):
-    """Rename a folder that holds a run to <folder>-1, -2, ..."""
-    names = ('ckpt.pt', 'ckpt.pt.prev', 'best.pt', 'log.jsonl')
-    if not any(os.path.exists(os.path.join(folder, name)) for name in names):
-        return
-    n = 1
-    while os.path.exists(f'{folder}-{n}'):
-        n += 1
-    os.rename(folder, f'{folder}-{n}')
-    print(f'the run that was in {folder} is now in {folder}-{n}')

@@ -15,8 +15,13 @@ OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|size calculatio
 class UserError(Exception):
     """
     A problem that the user can fix. The message is one line: which file or setting, what was found, what was
-    expected, what to do. `exit_on_error` prints it and ends the program with exit code 2.
+    expected, what to do. `exit_on_error` prints it and ends the program with exit code 2. If several processes train
+    together, all of them meet it, and one of each machine prints it.
     """
+
+
+class RankError(UserError):
+    """A UserError that one process may meet alone. Every process prints its own."""
 
 
 @contextmanager
@@ -30,26 +35,30 @@ def exit_on_error(lower=''):
     try:
         yield
         sys.stdout.flush()
+    except RankError as e:
+        _exit(str(e), alone=True)
     except UserError as e:
         _exit(str(e))
     except BrokenPipeError:
-        _abandon_stdout()
+        abandon_stdout()
         sys.exit(141)
     except KeyboardInterrupt:
         print('interrupted', file=sys.stderr)
         sys.exit(130)
     except Exception as e:
         if isinstance(e, MemoryError) or OUT_OF_MEMORY.search(str(e)):
-            _exit(f"not enough memory ({one_line(e, limit=160)}); lower {lower or 'the sizes'}")
+            _exit(f"not enough memory ({one_line(e, limit=160)}); lower {lower or 'the sizes'}", alone=True)
         if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT) and e.filename is None:
-            _abandon_stdout()
-            _exit(f'the output could not be written ({e.strerror}); make room')
+            abandon_stdout()
+            _exit(f'the output could not be written ({e.strerror}); make room', alone=True)
         raise
 
 
-def _exit(message):
-    if is_main_process():
-        print(f'error: {one_line(message, limit=None)}', file=sys.stderr)
+def _exit(message, alone=False):
+    """Print the error and exit. alone: other processes do not know of it."""
+    if alone or _number_of('LOCAL_RANK', _number_of('RANK')) == 0:
+        where = '' if is_main_process() else f" of rank {_number_of('RANK')}"
+        print(f'error{where if alone else ""}: {one_line(message, limit=None)}', file=sys.stderr)
     sys.exit(2)
 
 
@@ -67,14 +76,23 @@ def prepare_streams():
             stream.reconfigure(encoding='utf-8', errors='replace')
 
 
-def _abandon_stdout():
+def abandon_stdout():
     """Nobody reads it, or it cannot be written: let what Python still holds go nowhere."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError):                     # it is closed already, or not a file
+        pass
 
 
 def is_main_process():
     """Is this the process that prints, rank 0 or the only one?"""
-    return os.environ.get('RANK', '0') == '0'
+    return _number_of('RANK') == 0
+
+
+def _number_of(variable, otherwise=0):
+    """What torchrun says in an environment variable such as RANK; `otherwise` if it is not set, or garbage."""
+    text = os.environ.get(variable, '')
+    return int(text) if text.isdecimal() else otherwise
 
 
 def warn(text):
@@ -95,6 +113,11 @@ def printable(text, keep=''):
     if text.isprintable():
         return text
     return ''.join(c if c.isprintable() or c in keep else c.encode('unicode_escape').decode() for c in text)
+
+
+def on_screen(text):
+    """Text with line ends as it may be printed: without control characters if stdout is a terminal."""
+    return printable(text, keep='\n\t') if sys.stdout.isatty() else text
 
 
 class _Short(reprlib.Repr):

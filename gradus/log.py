@@ -7,7 +7,7 @@ import os
 from dataclasses import asdict
 
 from gradus.errors import UserError
-from gradus.files import atomic_write
+from gradus.files import DISK_FULL, atomic_write, make_folder
 
 
 class Log:
@@ -24,12 +24,15 @@ class Log:
         if out_dir is None:
             return
         self.path = os.path.join(out_dir, 'log.jsonl')
-        if os.path.exists(self.path):
-            with open(self.path, encoding='utf-8', errors='replace') as f:
-                kept = [line for line in f if self._stays(line, iter_num, evaluated)]
-            with atomic_write(self.path) as f:
-                f.write(''.join(kept).encode())
-        self.file = open(self.path, 'ab', buffering=0)
+        try:
+            if os.path.exists(self.path):
+                with open(self.path, encoding='utf-8', errors='replace') as f:
+                    kept = [line for line in f if self._stays(line, iter_num, evaluated)]
+                with atomic_write(self.path) as f:
+                    f.write(''.join(kept).encode())
+            self.file = open(self.path, 'a+b', buffering=0)
+        except OSError as e:
+            raise UserError(f'{self.path}: cannot be written ({e.strerror})') from e
 
     @staticmethod
     def _stays(line, iter_num, evaluated):
@@ -37,23 +40,35 @@ class Log:
             record = json.loads(line)
             before = record['iter'] < iter_num
             due_evaluation = record['iter'] == iter_num and evaluated and 'val_loss' in record
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             return False
         return line.endswith('\n') and (before or due_evaluation)
 
     def write(self, **record):
-        """Append one line. Raises UserError if the disk is full."""
+        """Append one line. Raises UserError if that fails."""
         if self.file is None:
             return
         line = (json.dumps(record) + '\n').encode()
         try:
+            if not os.path.exists(self.path):
+                self._restore()
             if self.file.write(line) < len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as e:
-            raise UserError(f'{self.path}: could not be written ({e.strerror}); make room, then continue with '
+            advice = 'make room, then ' if e.errno in DISK_FULL else ''
+            raise UserError(f'{self.path}: could not be written ({e.strerror}); {advice}continue with '
                             '--init_from=resume') from e
         if self.wandb:
             self.wandb.log(record, step=record['iter'])
+
+    def _restore(self):
+        """Somebody deleted the folder: write everything once more. The open file still holds it."""
+        self.file.seek(0)
+        lines = self.file.read()
+        make_folder(os.path.dirname(self.path), 'the run cannot go on')
+        self.file.close()
+        self.file = open(self.path, 'a+b', buffering=0)
+        self.file.write(lines)
 
     def close(self):
         if self.file is not None:

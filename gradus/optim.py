@@ -13,7 +13,7 @@ import math
 
 import torch
 
-from gradus.errors import UserError
+from gradus.errors import UserError, one_line, show
 
 SCHEDULES = ('cosine', 'linear')
 OPTIMIZERS = ('adamw', 'muon')
@@ -150,27 +150,76 @@ def set_step(optimizer, step, learning_rate):
 def load_state(optimizer, checkpoint, path, scaler=None):
     """
     Load the moments from a checkpoint's optimizer state, and the loss scaler's state; learning rate, betas and weight
-    decay stay what the config says. Raises UserError, which names `path`, if the parameters are not the same.
+    decay stay what the config says. Raises UserError, which names `path`, if they are not those of these parameters.
     """
     try:
         _load_moments(optimizer, checkpoint['optimizer'])
         if scaler is not None:
-            scaler.load_state_dict(checkpoint.get('scaler') or scaler.state_dict())
-    except (KeyError, ValueError, TypeError) as e:
-        raise UserError(f'{path}: no optimizer state to resume from ({e})') from e
+            _load_scaler(scaler, checkpoint.get('scaler'))
+    except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as e:
+        raise UserError(f'{path}: no optimizer state to resume from ({one_line(e)})') from e
 
 
-def _load_moments(optimizer, state):
+def _load_moments(optimizer, found):
+    # The groups must be the same.
     own = optimizer.state_dict()
-    found = [len(g['params']) for g in state['param_groups']]
-    expected = [len(g['params']) for g in own['param_groups']]
-    if found != expected:
-        raise ValueError(f'optimizer state for {found} tensors, expected {expected}')
-    for n, param in enumerate(p for g in optimizer.param_groups for p in g['params']):
-        for name, value in state['state'].get(n, {}).items():
-            if isinstance(value, torch.Tensor) and value.shape not in (param.shape, ()):
-                raise ValueError(f'{name} of shape {tuple(value.shape)} for a tensor of shape {tuple(param.shape)}')
-    optimizer.load_state_dict(dict(state=state['state'], param_groups=own['param_groups']))
+    n_found = [len(group['params']) for group in found['param_groups']]
+    n_expected = [len(group['params']) for group in own['param_groups']]
+    if n_found != n_expected:
+        raise ValueError(f'optimizer state for {show(n_found)} tensors, expected {n_expected}')
+
+    # What there is of each parameter: for all of them, or, before the first step, for none.
+    state = {}
+    n = 0
+    for group in optimizer.param_groups:
+        for param in group['params']:
+            values = found['state'].get(n)
+            if values:
+                state[n] = {name: _moment(name, values[name], param) for name in _moment_names(optimizer, group)}
+            n += 1
+    if state and len(state) < n:
+        raise ValueError(f'optimizer state for {len(state)} of {n} tensors')
+    optimizer.load_state_dict(dict(state=state, param_groups=own['param_groups']))
+
+
+def _moment_names(optimizer, group):
+    """What the optimizer remembers of each parameter of the group."""
+    if 'rows' in group:                               # Muon's
+        return ('momentum_buffer',)
+    if isinstance(optimizer, torch.optim.AdamW):
+        return ('step', 'exp_avg', 'exp_avg_sq')
+    return ()                                         # SGD
+
+
+def _moment(name, value, param):
+    """
+    A copy of one value, in memory of its own: fused kernels trust shape and strides, whatever the memory behind them.
+    Raises ValueError unless it is a number of steps, or a floating tensor of the parameter's shape.
+    """
+    if name == 'step':
+        if isinstance(value, torch.Tensor) and value.numel() == 1:
+            value = value.item()
+        return torch.tensor(_number(name, value))
+    if not isinstance(value, torch.Tensor):
+        raise ValueError(f'{name} is {show(value)}, expected a tensor')
+    if value.layout != torch.strided or not value.is_floating_point() or value.shape != param.shape:
+        raise ValueError(f'{name} of shape {tuple(value.shape)}, {value.dtype}, for a tensor of shape '
+                         f'{tuple(param.shape)}, {param.dtype}')
+    return value.detach().clone(memory_format=torch.contiguous_format)
+
+
+def _number(name, value):
+    """`value` as a float. Raises ValueError unless it is a finite number of 0 or more."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 2 ** 63:
+        raise ValueError(f'{name} is {show(value)}, expected a number of 0 or more')
+    return float(value)
+
+
+def _load_scaler(scaler, found):
+    own = scaler.state_dict()                         # empty if it is disabled
+    if not own or not found:
+        return
+    scaler.load_state_dict({name: type(value)(_number(name, found[name])) for name, value in own.items()})
 
 
 def learning_rate_at(step, learning_rate, min_lr, warmup_iters, lr_decay_iters, schedule='cosine', cooldown=0.4):

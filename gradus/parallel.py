@@ -8,18 +8,21 @@ averages the gradients, and rank 0 alone prints and writes.
 import ctypes
 import importlib.util
 import os
-import signal
-from contextlib import nullcontext
-from dataclasses import dataclass
+import sys
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from gradus.errors import UserError
+from gradus.errors import RankError, UserError, one_line, show
 
 DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
+
+# Settings that each process may have of its own: names that hold the time, for example.
+MAY_DIFFER = ('out_dir', 'device', 'wandb_project', 'wandb_run_name')
 
 # Dense 16-bit tensor-core FLOP/s from the vendors' data sheets, by a part of the device's name.
 PEAK_FLOPS = {
@@ -42,29 +45,6 @@ def seed_from(*numbers):
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
 
 
-class Interrupt:
-    """
-    with Interrupt() as interrupt: the first SIGTERM or SIGINT (Ctrl-C) only sets `interrupt.signal`, so that the
-    current step can finish and be saved; a second one ends the program at once.
-    """
-
-    def __enter__(self):
-        self.signal = 0
-        self.handlers = {}
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self.handlers[number] = signal.signal(number, self._remember)
-        return self
-
-    def _remember(self, number, frame):
-        self.signal = number
-        for each in self.handlers:
-            signal.signal(each, signal.SIG_DFL)
-
-    def __exit__(self, *error):
-        for number, handler in self.handlers.items():
-            signal.signal(number, handler)
-
-
 @dataclass
 class Worker:
     """This process: where it computes, and which of how many it is."""
@@ -84,6 +64,7 @@ class Worker:
         """Print above the progress bar, on the main process only."""
         if self.is_main:
             tqdm.write(text)
+            sys.stdout.flush()
 
     @property
     def peak_flops(self):
@@ -134,27 +115,58 @@ class Worker:
         dist.all_reduce(largest, dist.ReduceOp.MAX)
         return largest.item()
 
-    def environment(self):
+    def gather(self, value):
+        """The `value` of every rank, a list; any plain data."""
+        if self.world_size == 1:
+            return [value]
+        values = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
+    @contextmanager
+    def together(self):
+        """
+        A block that succeeds on all ranks or on none: after it, the first rank's UserError is raised on every rank.
+        Nothing in the block may communicate.
+        """
+        error = None
+        try:
+            yield
+        except UserError as e:
+            error = e
+        if error and self.world_size == 1:
+            raise error
+        for rank, message in enumerate(self.gather(error and str(error))):
+            if message:
+                raise UserError(message if rank == 0 else f'rank {rank}: {message}') from error
+
+    def require_same(self, cfg, **values):
+        """Raise UserError on every rank unless all ranks have the same settings and the same `values`."""
+        settings = {name: value for name, value in asdict(cfg).items() if name not in MAY_DIFFER}
+        everyone = self.gather(settings | values)
+        for rank, theirs in enumerate(everyone):
+            for name, value in everyone[0].items():
+                if theirs[name] != value:
+                    raise UserError(f'rank {rank} has {name}={show(theirs[name])}, rank 0 has {name}={show(value)}; '
+                                    'start all processes with the same settings and data')
+
+    def environment(self, **more):
         """What must stay the same for a resumed run to continue bit for bit."""
         return dict(torch=str(torch.__version__), device=self.device.type, dtype=str(self.dtype), compile=self.compile,
-                    threads=torch.get_num_threads(), world_size=self.world_size)
-
-    def changes_since(self, environment):
-        """How this environment differs from an earlier run's, in words; empty if it does not."""
-        changes = []
-        for key, now in self.environment().items():
-            before = environment.get(key, now)
-            if before != now:
-                changes.append(f'{key}={before} (now {now})')
-        return ', '.join(changes)
-
-    def barrier(self):
-        if self.world_size > 1:
-            dist.barrier()
+                    threads=torch.get_num_threads(), world_size=self.world_size, **more)
 
     def close(self):
         if self.world_size > 1:
             dist.destroy_process_group()
+
+
+def changes(before, now):
+    """How two environments differ, in words; empty if they do not. A value that was not recorded is no difference."""
+    found = []
+    for key, value in now.items():
+        if before.get(key, value) != value:
+            found.append(f'{key}={one_line(before[key], limit=60)} (now {one_line(value, limit=60)})')
+    return ', '.join(found)
 
 
 def init(device='auto', dtype='auto', compile='auto', backend='auto'):
@@ -162,8 +174,7 @@ def init(device='auto', dtype='auto', compile='auto', backend='auto'):
     The `Worker` of this process, after joining the process group if torchrun started it. 'auto' chooses cuda, else mps,
     else cpu; bfloat16 where a GPU has it; compile on CUDA. Raises UserError for what this machine cannot do.
     """
-    rank = int(os.environ.get('RANK', 0))
-    world_size = int(os.environ.get('WORLD_SIZE', 1))
+    rank, world_size = _place()
     device = _choose_device(device, world_size)
     dtype, note = _choose_dtype(dtype, device)
     if compile is True and device.type == 'cpu':
@@ -179,6 +190,24 @@ def init(device='auto', dtype='auto', compile='auto', backend='auto'):
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision('high')    # TF32 for what is left in float32
     return Worker(device, DTYPES[dtype], compile, rank, world_size, note)
+
+
+def _place():
+    """The rank of this process and how many there are, as torchrun says in the environment. Raises UserError."""
+    numbers = {}
+    for name, default in (('RANK', 0), ('WORLD_SIZE', 1), ('LOCAL_RANK', 0)):
+        text = os.environ.get(name, str(default))
+        if not (text.isdecimal() and len(text) < 10):
+            raise UserError(f'the environment has {name}={show(text)}; expected a number, as torchrun sets it; '
+                            f'to train in one process: unset {name}')
+        numbers[name] = int(text)
+    if numbers['RANK'] >= numbers['WORLD_SIZE']:
+        raise UserError(f"the environment has RANK={numbers['RANK']}, WORLD_SIZE={numbers['WORLD_SIZE']}; expected a "
+                        'rank below the size, as torchrun sets them; to train in one process: unset RANK WORLD_SIZE')
+    if numbers['WORLD_SIZE'] > 1 and 'MASTER_ADDR' not in os.environ:
+        raise UserError(f"the environment has WORLD_SIZE={numbers['WORLD_SIZE']} but no MASTER_ADDR; start with "
+                        'torchrun, which sets both; to train in one process: unset RANK WORLD_SIZE')
+    return numbers['RANK'], numbers['WORLD_SIZE']
 
 
 def _choose_device(name, world_size):
@@ -211,9 +240,9 @@ def _cuda_device(device, world_size):
                         'use --device=auto')
     index = device.index or 0
     if world_size > 1:
-        index = int(os.environ['LOCAL_RANK'])
+        index = int(os.environ.get('LOCAL_RANK', 0))
     if index >= torch.cuda.device_count():
-        raise UserError(f'cuda:{index}: expected one of the {torch.cuda.device_count()} devices of this machine')
+        raise RankError(f'cuda:{index}: expected one of the {torch.cuda.device_count()} devices of this machine')
     return torch.device('cuda', index)
 
 
@@ -236,7 +265,10 @@ def _join_process_group(device, backend):
     # arguments. That keeps gloo's threads alive until they abort the exiting process. Imported before there is a
     # group, it stores none.
     importlib.import_module('torch.distributed.nn')
-    dist.init_process_group(default if backend == 'auto' else backend)
+    try:
+        dist.init_process_group(default if backend == 'auto' else backend)
+    except (RuntimeError, ValueError) as e:
+        raise RankError(f'the processes cannot find each other ({one_line(e, limit=160)}); start with torchrun') from e
 
 
 def set_deterministic():

@@ -1,5 +1,6 @@
 """Shared fixtures and helpers, and the option CI uses to forbid skipped tests (except those that need a GPU)."""
 
+import gc
 import gzip
 import hashlib
 import json
@@ -135,6 +136,20 @@ def limited(name, amount):
         yield
     finally:
         resource.setrlimit(kind, (soft, hard))
+
+
+@contextmanager
+def small_disk(folder, size):
+    """Mount a tmpfs of `size` bytes at `folder`."""
+    mount = ['mount', '-t', 'tmpfs', '-o', f'size={size}', 'tmpfs', folder]
+    os.makedirs(folder)
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip('only root can mount a tmpfs')
+    try:
+        yield
+    finally:
+        gc.collect()                                  # closes what a failed run left open: it would keep the disk busy
+        subprocess.run(['umount', folder], check=True)
 
 
 def snapshot(folder, without=()):

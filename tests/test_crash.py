@@ -1,6 +1,5 @@
 """Kills, signals, full disks, damaged files: whatever stops a run, it resumes where it was, bit for bit."""
 
-import gc
 import os
 import random
 import re
@@ -9,14 +8,13 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
-from conftest import REPO, flags_of, limited, prepare_babble, read_log, settings, sha256_of, snapshot
+from conftest import REPO, flags_of, limited, prepare_babble, read_log, settings, sha256_of, small_disk, snapshot
 
 import train
-from gradus import checkpoint, configurator, parallel
+from gradus import checkpoint, configurator, interrupt
 from gradus.errors import UserError
 
 pytestmark = pytest.mark.skipif(sys.platform != 'linux', reason='needs fork, resource limits and /proc')
@@ -231,9 +229,10 @@ def test_a_second_signal_quits_at_once(place):
     """Even while the first one is still being handled."""
     script = """
 import os, signal, time
-from gradus import parallel
+from gradus import interrupt
 
-with parallel.Interrupt() as i:
+with interrupt.Interrupt() as i:
+    i.watch()
     os.kill(os.getpid(), signal.SIGINT)
     print(i.signal, flush=True)
     os.kill(os.getpid(), signal.SIGINT)
@@ -253,7 +252,9 @@ with parallel.Interrupt() as i:
 
 def test_the_signal_handlers_are_restored():
     before = signal.getsignal(signal.SIGINT)
-    with parallel.Interrupt():
+    with interrupt.Interrupt() as i:
+        assert signal.getsignal(signal.SIGINT) == before
+        i.watch()
         assert signal.getsignal(signal.SIGINT) != before
     assert signal.getsignal(signal.SIGINT) == before
 
@@ -287,20 +288,6 @@ def test_a_file_size_limit_ends_in_one_line_and_the_run_goes_on_later(place, cap
 
     train.main(settings(out_dir='out', init_from='resume', **FULL))
     assert final('out') == final('whole')
-
-
-@contextmanager
-def small_disk(folder, size):
-    """Mount a tmpfs of `size` bytes at `folder`."""
-    mount = ['mount', '-t', 'tmpfs', '-o', f'size={size}', 'tmpfs', folder]
-    os.makedirs(folder)
-    if subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip('only root can mount a tmpfs')
-    try:
-        yield
-    finally:
-        gc.collect()                                  # closes what a failed run left open: it would keep the disk busy
-        subprocess.run(['umount', folder], check=True)
 
 
 def test_a_full_disk(place, capsys):

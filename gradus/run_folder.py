@@ -1,0 +1,154 @@
+"""
+The folder of a run: ckpt.pt, best.pt, log.jsonl. One run at a time writes to it, and files of others stay as they are.
+"""
+
+import errno
+import os
+import re
+
+from gradus import checkpoint
+from gradus.errors import UserError, show
+
+OURS = re.compile(r'(ckpt|best)\.pt(\.prev|\.damaged)?|log\.jsonl|misread\.png|model\.safetensors')
+UNFINISHED = re.compile(rf'({OURS.pattern})(\.\d+)?\.tmp')                      # half a file that a kill left behind
+
+
+class RunFolder:
+    """
+    with RunFolder('out') as folder:       locked for other runs until the end of the block, even if that is a kill
+        folder.start(resume=False)
+        folder.save('ckpt.pt', state)
+
+    write=False: do nothing, for processes that do not write. Raises UserError if another run is using the folder.
+    """
+
+    def __init__(self, path, write=True):
+        self.path = path
+        self.write = write
+        self.created = False
+        self.lock = None
+
+    def __enter__(self):
+        if self.write:
+            self.created = not os.path.isdir(self.path)
+            self._lock()
+        return self
+
+    def __exit__(self, *error):
+        if self.lock:
+            self.lock.release()
+        if self.created and os.path.isdir(self.path) and not os.listdir(self.path):
+            os.rmdir(self.path)                       # the run ended before it wrote anything
+
+    def start(self, resume=False):
+        """Get ready to write: a run that is in the folder is moved aside, unless it is resumed. Raises UserError."""
+        if not self.write:
+            return
+        try:
+            if not resume:
+                _move_aside(self.path)
+            for name in os.listdir(self.path):
+                if UNFINISHED.fullmatch(name):
+                    os.remove(os.path.join(self.path, name))
+        except OSError as e:
+            raise UserError(f'out_dir={self.path}: cannot be written ({e.strerror}); give another one') from e
+
+    def save(self, name, state):
+        """Write a checkpoint. If somebody deleted the folder, it is made again. Raises UserError."""
+        if not self.lock.is_held():
+            self.lock.release()
+            self._lock()
+        checkpoint.save(os.path.join(self.path, name), state)
+
+    def _lock(self):
+        try:
+            os.makedirs(self.path, exist_ok=True)
+            self.lock = Lock(os.path.join(self.path, 'lock'))
+        except BlockingIOError as e:
+            raise UserError(f'out_dir={self.path}: another run is writing to it (process {e.args[1]}); '
+                            'wait for it, stop it, or give another --out_dir') from e
+        except OSError as e:
+            raise UserError(f'out_dir={self.path}: cannot be written ({e.strerror}); give another one') from e
+
+
+class Lock:
+    """
+    A lock file with the number of the process that holds it. The operating system unlocks it when the process ends,
+    however that happens. Raises BlockingIOError(errno, process number) if another one holds it.
+    """
+
+    def __init__(self, path):
+        self.path = path
+        while True:
+            self.file = open(path, 'a+', encoding='utf-8')
+            if not _lock_file(self.file):
+                self.file.seek(0)
+                holder = show(int(text)) if (text := self.file.read(20)).isdecimal() else 'unknown'
+                self.file.close()
+                raise BlockingIOError(errno.EAGAIN, holder)
+            if self.is_held():
+                break
+            self.file.close()                         # its holder deleted it just now, when it ended
+        self.file.truncate(0)
+        self.file.write(str(os.getpid()))
+        self.file.flush()
+
+    def is_held(self):
+        """Is the file that we locked still the one at its path?"""
+        try:
+            return os.path.samestat(os.stat(self.path), os.fstat(self.file.fileno()))
+        except FileNotFoundError:
+            return False
+
+    def release(self):
+        """Delete the file, then unlock it: the other way round, somebody else's lock could be deleted."""
+        held = self.is_held()
+        if os.name == 'nt':                           # where an open file cannot be deleted
+            self.file.close()
+        try:
+            if held:
+                os.remove(self.path)
+        except OSError:                               # a file that stays behind is not locked
+            pass
+        self.file.close()
+
+
+def _lock_file(file):
+    """Lock an open file for this process; False if another one has locked it. True if the file system has no locks."""
+    try:
+        if os.name == 'nt':
+            import msvcrt
+            file.seek(2 ** 20)                        # a byte beyond the text, which stays readable
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as e:
+        return e.errno not in (errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK)
+    return True
+
+
+def _move_aside(folder):
+    """Move the files of a run to <folder>-1, -2, ..., the checkpoint last. A log without checkpoints is renamed."""
+    folder = os.path.normpath(folder)
+    if os.path.islink(folder):                        # runs stay where the link leads to
+        folder = os.path.realpath(folder)
+    ours = [name for name in os.listdir(folder) if OURS.fullmatch(name)]
+    if not any(checkpoint.exists(os.path.join(folder, name)) for name in ('ckpt.pt', 'best.pt')):
+        if 'log.jsonl' in ours:
+            name = _free_name(os.path.join(folder, 'log'), '.jsonl')
+            os.rename(os.path.join(folder, 'log.jsonl'), name)
+        return
+
+    target = _free_name(folder)
+    os.mkdir(target)
+    for name in sorted(ours, key=lambda name: name.startswith('ckpt.pt')):
+        os.rename(os.path.join(folder, name), os.path.join(target, name))
+    print(f'the run that was in {folder} is now in {target}')
+
+
+def _free_name(stem, end=''):
+    n = 1
+    while os.path.lexists(f'{stem}-{n}{end}'):
+        n += 1
+    return f'{stem}-{n}{end}'

@@ -1,0 +1,224 @@
+"""The folder of a run: one run at a time writes to it, and what it did not write stays where it is."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import REPO, flags_of, read_log, run_script, settings, sha256_of, snapshot
+
+import train
+from gradus import checkpoint
+from gradus.errors import UserError
+from gradus.run_folder import RunFolder
+
+STATE = dict(model={'w': torch.ones(3)}, model_args={'n_layer': 1})
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+# ---------------------------------------------------------------------------- one run at a time
+
+HOLDER = """
+import sys, time
+sys.path.insert(0, sys.argv[1])
+from gradus.run_folder import RunFolder
+
+with RunFolder('out'):
+    print('locked', flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def other_process():
+    """Another process that holds the lock of `out`."""
+    process = subprocess.Popen([sys.executable, '-c', HOLDER, REPO], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == 'locked\n'
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_a_second_run_is_refused_with_the_process_number(other_process):
+    expected = f'out_dir=out: another run is writing to it .process {other_process.pid}.; wait for it, stop it, or give'
+    for _ in range(2):
+        with pytest.raises(UserError, match=expected), RunFolder('out'):
+            pass
+    assert os.path.exists('out/lock')
+
+
+@pytest.mark.parametrize('init_from', ['scratch', 'auto', 'resume'])
+def test_train_py_is_refused_and_changes_nothing(place, other_process, init_from):
+    train.main(settings(out_dir='other', max_iters=2))
+    os.rename('other/ckpt.pt', 'out/ckpt.pt')
+    before = snapshot('.')
+
+    with pytest.raises(UserError, match='another run is writing to it'):
+        train.main(settings(init_from=init_from))
+    assert snapshot('.') == before
+
+    train.main(settings(init_from=init_from, eval_only=True))     # which writes nothing
+    assert snapshot('.') == before
+
+
+def test_a_kill_leaves_no_lock_behind(other_process):
+    other_process.send_signal(getattr(signal, 'SIGKILL', signal.SIGTERM))
+    other_process.wait()
+    assert os.path.exists('out/lock')
+    with RunFolder('out') as folder:
+        folder.start()
+    assert os.listdir('out') == []
+
+
+def test_the_lock_ends_with_the_run():
+    for _ in range(2):
+        with RunFolder('out') as folder:
+            folder.start(resume=True)
+            folder.save('ckpt.pt', STATE)
+    assert sorted(os.listdir('out')) == ['ckpt.pt', 'ckpt.pt.prev']
+
+
+def test_a_run_that_fails_before_it_writes_leaves_no_folder():
+    with pytest.raises(ValueError), RunFolder('out'):
+        raise ValueError
+    assert os.listdir('.') == []
+
+    os.makedirs('mine')
+    with pytest.raises(ValueError), RunFolder('mine'):
+        raise ValueError
+    assert os.listdir('.') == ['mine']
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('init_from', ['scratch', 'auto'])
+def test_two_runs_started_together(place, init_from):
+    """One of them trains; the other is refused, or comes after it. Weights and log are of the same run."""
+    for n in range(5):
+        runs = []
+        for seed in (1, 2):
+            flags = flags_of(out_dir=f'out{n}', init_from=init_from, seed=seed, max_iters=1000, log_interval=50)
+            command = [sys.executable, REPO / 'train.py', *flags]
+            runs.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+        errors = [run.communicate()[1] for run in runs]
+        codes = [run.returncode for run in runs]
+        assert sorted(codes) == [0, 2], errors
+        assert 'another run is writing to it' in errors[codes.index(2)]
+
+        seed = 1 + codes.index(0)
+        assert checkpoint.load(f'out{n}/ckpt.pt')['config']['seed'] == seed
+        train.main(settings(out_dir='alone', seed=seed, max_iters=1000, log_interval=50))
+        assert read_log(f'out{n}') == read_log('alone')
+
+
+# ---------------------------------------------------------------------------- a folder that is deleted
+
+def test_a_deleted_folder_is_made_again(place, monkeypatch):
+    """Nothing is missing afterwards: neither the checkpoint nor the lines of the log before."""
+    import shutil
+
+    step = train.train_step
+
+    def delete_once(*args):
+        if args[4] == 7:
+            shutil.rmtree('out')
+        return step(*args)
+
+    train.main(settings(out_dir='whole', log_interval=1, checkpoint_interval=5))
+    monkeypatch.setattr(train, 'train_step', delete_once)
+    train.main(settings(out_dir='out', log_interval=1, checkpoint_interval=5))
+    assert read_log('out') == read_log('whole')
+    state, expected = checkpoint.load('out/ckpt.pt'), checkpoint.load('whole/ckpt.pt')
+    assert sha256_of([state['model'], state['optimizer']]) == sha256_of([expected['model'], expected['optimizer']])
+    assert 'lock' not in os.listdir('out')
+
+
+def test_a_run_does_not_write_into_the_folder_of_one_that_came_after_it():
+    with RunFolder('out') as first:
+        first.start()
+        first.save('ckpt.pt', STATE)
+        for name in os.listdir('out'):
+            os.remove(os.path.join('out', name))
+        with RunFolder('out') as second:
+            second.start()
+            second.save('ckpt.pt', {**STATE, 'iter_num': 2})
+            with pytest.raises(UserError, match='another run is writing to it'):
+                first.save('ckpt.pt', {**STATE, 'iter_num': 1})
+            assert checkpoint.load('out/ckpt.pt')['iter_num'] == 2
+
+
+# ---------------------------------------------------------------------------- only its own files
+
+def test_only_files_of_a_run_are_moved_aside():
+    os.makedirs('out')
+    for name in ('notes.txt', 'other.tmp', 'input.txt.tmp'):
+        Path('out', name).write_text('mine')
+    for n in range(3):
+        with RunFolder('out') as folder:
+            folder.start()
+            Path('out/log.jsonl').write_text(f'{n}')
+            folder.save('ckpt.pt', {**STATE, 'iter_num': n})
+            folder.save('best.pt', {**STATE, 'iter_num': n})
+
+    assert sorted(os.listdir('out')) == ['best.pt', 'ckpt.pt', 'input.txt.tmp', 'log.jsonl', 'notes.txt', 'other.tmp']
+    for n, name in enumerate(('out-1', 'out-2', 'out')):
+        assert checkpoint.load(f'{name}/ckpt.pt')['iter_num'] == n
+        assert Path(name, 'log.jsonl').read_text() == f'{n}'
+    assert sorted(os.listdir('out-1')) == ['best.pt', 'ckpt.pt', 'log.jsonl']
+
+
+def test_halves_of_our_own_files_are_removed():
+    os.makedirs('out')
+    for name in ('ckpt.pt.123.tmp', 'best.pt.tmp', 'log.jsonl.7.tmp', 'x.pt.123.tmp'):
+        Path('out', name).write_text('half')
+    with RunFolder('out') as folder:
+        folder.start()
+    assert os.listdir('out') == ['x.pt.123.tmp']
+
+
+def test_a_log_alone_is_no_run_and_is_kept():
+    os.makedirs('out')
+    for _ in range(2):
+        Path('out/log.jsonl').write_text('{"iter": 1}\n')
+        with RunFolder('out') as folder:
+            folder.start()
+    assert sorted(os.listdir('.')) == ['out']
+    assert sorted(os.listdir('out')) == ['log-1.jsonl', 'log-2.jsonl']
+
+
+def test_a_trailing_slash():
+    for n in range(2):
+        with RunFolder('out/') as folder:
+            folder.start()
+            folder.save('ckpt.pt', {**STATE, 'iter_num': n})
+    assert sorted(os.listdir('.')) == ['out', 'out-1']
+    assert checkpoint.load('out-1/ckpt.pt')['iter_num'] == 0
+
+
+@pytest.mark.skipif(os.name == 'nt', reason='links need rights there')
+def test_a_link_to_the_place_where_runs_go():
+    os.makedirs('disk/runs')
+    os.symlink('disk/runs', 'out')
+    for n in range(2):
+        with RunFolder('out') as folder:
+            folder.start()
+            folder.save('ckpt.pt', {**STATE, 'iter_num': n})
+    assert os.path.islink('out')
+    assert sorted(os.listdir('disk')) == ['runs', 'runs-1']
+    assert checkpoint.load('out/ckpt.pt')['iter_num'] == 1
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(place):
+    Path('file').write_text('')
+    for out_dir in ('file', 'file/below', 'x' * 300, *(['/proc/none'] if sys.platform == 'linux' else [])):
+        ran = run_script('train.py', *flags_of(out_dir=out_dir))
+        assert ran.returncode == 2
+        last = ran.stderr.splitlines()[-1]
+        assert last.startswith(f'error: out_dir={out_dir}: cannot be written (')
+        assert 'Traceback' not in ran.stderr
