@@ -202,8 +202,9 @@ def _moment(name, value, param):
         return torch.tensor(_number(name, value))
     if not isinstance(value, torch.Tensor):
         raise ValueError(f'{name} is {show(value)}, expected a tensor')
-    if value.layout != torch.strided or not value.is_floating_point() or value.shape != param.shape:
-        raise ValueError(f'{name} of shape {tuple(value.shape)}, {value.dtype}, for a tensor of shape '
+    ordinary = value.layout == torch.strided and value.device.type != 'meta' and value.is_floating_point()
+    if not ordinary or value.shape != param.shape:
+        raise ValueError(f'{name} of shape {tuple(value.shape)}, {value.dtype}, {value.layout}, for a tensor of shape '
                          f'{tuple(param.shape)}, {param.dtype}')
     return value.detach().clone(memory_format=torch.contiguous_format)
 

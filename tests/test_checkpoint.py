@@ -1,5 +1,6 @@
 """A checkpoint is written completely or not at all, and read back unchanged or not at all."""
 
+import errno
 import json
 import os
 import pickle
@@ -103,6 +104,46 @@ def test_a_damaged_file_is_noticed_and_the_one_before_used(how, capsys):
 
     damage('c.pt.prev', how)
     assert_refused('c.pt', match='c.pt.prev: damaged')
+
+
+@pytest.mark.parametrize('number', [errno.EACCES, errno.EIO, errno.ESTALE])
+@pytest.mark.parametrize('at', ['open', 'read'])
+def test_a_file_that_cannot_be_read_is_not_damaged(monkeypatch, number, at):
+    """It stays where it is, and nothing older is used in its place."""
+    checkpoint.save('c.pt', STATE)
+    checkpoint.save('c.pt', {**STATE, 'iter_num': 8})
+
+    def failing(*args, **kwargs):
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        if at == 'open':
+            patch.setattr('builtins.open', failing)
+        else:
+            patch.setattr(zipfile.ZipFile, 'testzip', failing)
+        with pytest.raises(UserError, match=f'^c.pt: cannot be read .{os.strerror(number)}'):
+            checkpoint.load('c.pt', repair=True)
+    assert sorted(os.listdir()) == ['c.pt', 'c.pt.prev']
+    assert checkpoint.load('c.pt')['iter_num'] == 8
+
+
+def test_a_file_that_is_refused_is_not_damaged():
+    checkpoint.save('c.pt', STATE)
+    checkpoint.save('c.pt', {**STATE, 'iter_num': 'eight'})
+    with pytest.raises(UserError, match='c.pt: iter_num is .eight.'):
+        checkpoint.load('c.pt', repair=True)
+    assert sorted(os.listdir()) == ['c.pt', 'c.pt.prev']
+
+
+@pytest.mark.skipif(os.name == 'nt', reason='links need rights there')
+def test_a_link_to_a_disk_that_is_not_mounted_is_no_empty_folder():
+    os.symlink('disk/c.pt', 'c.pt')
+    assert checkpoint.exists('c.pt')
+    with pytest.raises(UserError, match='c.pt: a link to disk/c.pt, which is not there; is its disk mounted'):
+        checkpoint.load('c.pt')
+    os.makedirs('disk')
+    checkpoint.save('disk/c.pt', STATE)
+    assert checkpoint.load('c.pt')['iter_num'] == 7
 
 
 def test_torch_alone_does_not_notice_a_flipped_bit():
