@@ -202,7 +202,7 @@ def _place():
                             f'to train in one process: unset {name}')
         numbers[name] = int(text)
     if numbers['RANK'] >= numbers['WORLD_SIZE']:
-        raise UserError(f"the environment has RANK={numbers['RANK']}, WORLD_SIZE={numbers['WORLD_SIZE']}; expected a "
+        raise RankError(f"the environment has RANK={numbers['RANK']}, WORLD_SIZE={numbers['WORLD_SIZE']}; expected a "
                         'rank below the size, as torchrun sets them; to train in one process: unset RANK WORLD_SIZE')
     if numbers['WORLD_SIZE'] > 1 and 'MASTER_ADDR' not in os.environ:
         raise UserError(f"the environment has WORLD_SIZE={numbers['WORLD_SIZE']} but no MASTER_ADDR; start with "

@@ -206,13 +206,18 @@ def idx(array):
 
 @pytest.fixture
 def digits_place(tmp_path, monkeypatch):
+    """Work in a folder with a learnable data/mnist."""
+    monkeypatch.chdir(tmp_path)
+    write_digits()
+
+
+def write_digits():
     """
-    Work in a folder with a learnable data/mnist of 200 training and 100 test images.
+    Write data/mnist, 200 training and 100 test images, in the current folder.
 
     Each digit is a pattern of 7 x 7 squares, plus noise. The first test image has a wrong label.
     """
-    monkeypatch.chdir(tmp_path)
-    os.makedirs('data/mnist')
+    os.makedirs('data/mnist', exist_ok=True)
     r = np.random.default_rng(0)
     patterns = (r.random((10, 7, 7)) > 0.7).repeat(4, axis=1).repeat(4, axis=2)
 

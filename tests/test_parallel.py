@@ -1,12 +1,14 @@
 """Devices and processes: what is chosen, who does what, and that several processes learn what one does."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
-from conftest import REPO, prepare_babble, read_log
+from conftest import REPO, prepare_babble, read_log, run_script
 
 import train
 from gradus import checkpoint, configurator, parallel
@@ -142,6 +144,83 @@ def test_a_batch_that_cannot_be_sharded_is_one_line_from_rank_0(place):
     assert not os.path.exists('out')
     expected = 'error: 9 sequences a step on 2 processes: expected batch_size * gradient_accumulation_steps'
     assert ran.stderr.count(expected) == 1
+
+
+# train.py with a rank 1 that differs, in a way that the first argument says.
+ODD_RANK = """
+import os, sys
+import train
+from gradus import configurator
+
+how = sys.argv.pop(1)
+if os.environ['RANK'] == '1':
+    if how == 'data':
+        os.chdir('elsewhere')
+    elif how == 'order':
+        train.data.fingerprint = lambda folder: 'another text'
+    else:
+        sys.argv.append(how)
+configurator.launch(train.main, train.TrainConfig)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('how, expected', [
+    ('data', 'error: rank 1: data/babble: no such dataset'),
+    ('order', "error: rank 1 has data='another text', rank 0 has data="),
+    ('--learning_rate=0.5', 'error: rank 1 has learning_rate=0.5, rank 0 has learning_rate=0.01; start all'),
+    ('--seed=5', 'error: rank 1 has seed=5, rank 0 has seed=1337; start all processes with the same'),
+])
+def test_a_rank_that_differs_is_named_once(place, how, expected):
+    os.makedirs('elsewhere/data')
+    (place / 'odd.py').write_text(ODD_RANK)
+    torchrun = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2']
+    ran = subprocess.run(
+        [*torchrun, 'odd.py', how, *FLAGS, '--gradient_accumulation_steps=2', '--out_dir=out'],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, 'PYTHONPATH': str(REPO)},
+    )
+    assert ran.returncode != 0
+    assert ran.stderr.count('error: ') == 1, ran.stderr
+    assert expected in ran.stderr
+    assert not os.path.exists('out')
+
+
+@pytest.mark.parametrize('environment, expected', [
+    (dict(RANK='abc'), ": the environment has RANK='abc'; expected a number, as torchrun sets it"),
+    (dict(WORLD_SIZE='', RANK='0'), ": the environment has WORLD_SIZE=''; expected a number"),
+    (dict(WORLD_SIZE='-1'), ": the environment has WORLD_SIZE='-1'"),
+    (dict(RANK='3'), ' of rank 3: the environment has RANK=3, WORLD_SIZE=1; expected a rank below the size'),
+    (dict(WORLD_SIZE='4'), ': the environment has WORLD_SIZE=4 but no MASTER_ADDR; start with torchrun'),
+    (dict(WORLD_SIZE='2', MASTER_ADDR='localhost', MASTER_PORT='x'), ': the processes cannot find each other'),
+])
+def test_what_a_scheduler_left_in_the_environment_is_one_line(place, environment, expected):
+    ran = run_script('train.py', *FLAGS, env=environment)
+    assert ran.returncode == 2
+    assert ran.stderr.splitlines()[-1].startswith(f'error{expected}'), ran.stderr
+    assert 'Traceback' not in ran.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_ranks_that_are_stopped_exit_at_once(place, number):
+    """Ten times: a rank that waits for a thread of gloo, which waits for it, is killed by torchrun after 30 seconds."""
+    torchrun = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2']
+    flags = [*FLAGS, '--gradient_accumulation_steps=2', '--max_iters=100000', '--eval_interval=100000', '--out_dir=out']
+    for _ in range(10):
+        process = subprocess.Popen([*torchrun, REPO / 'train.py', *flags], text=True, stdout=subprocess.PIPE,
+                                   stderr=subprocess.STDOUT)
+        output = ''
+        for line in process.stdout:
+            output += line
+            if line.startswith('iter 20:'):
+                process.send_signal(number)
+                sent = time.perf_counter()
+        assert process.wait() != 0
+        assert 'saved out/ckpt.pt' in output
+        assert time.perf_counter() - sent < 25, output
 
 
 def test_shards_are_equal_and_complete():

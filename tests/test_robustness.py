@@ -8,12 +8,24 @@ import sys
 
 import pytest
 import torch
-from conftest import REPO, flags_of, limited, read_log, settings, sha256_of, snapshot
+from conftest import (
+    REPO,
+    babble,
+    flags_of,
+    limited,
+    read_log,
+    run_script,
+    settings,
+    sha256_of,
+    snapshot,
+    write_digits,
+)
 
 import sample
 import train
 from gradus import checkpoint, configurator, data, parallel
 from gradus.errors import UserError
+from gradus.tokenizer import CharTokenizer
 
 # ---------------------------------------------------------------------------- NaN and infinity
 
@@ -68,6 +80,22 @@ def test_some_nonfinite_steps_in_a_row_may_be_skipped(place, monkeypatch, allowe
     train.main(cfg)
     assert_saved(ends)
     assert {r['iter'] for r in read_log('out') if 'skipped' in r} == steps
+
+
+def test_the_skipped_steps_in_a_row_are_counted_across_a_restart(place, monkeypatch):
+    """One more than allowed, with a save in between; the run is killed after it, as by a scheduler."""
+    cfg = dict(skip_nonfinite=2, checkpoint_interval=1)
+    with monkeypatch.context() as patch:
+        poison(patch, {11, 12, 13})
+        train.main(settings(max_iters=13, **cfg))
+        assert checkpoint.load('out/ckpt.pt')['skipped'] == 2
+        with pytest.raises(UserError, match='iteration 13: loss is nan'):
+            train.main(settings(init_from='resume', **cfg))
+
+    with monkeypatch.context() as patch:              # negative control: a good step in between
+        poison(patch, {10, 11, 13})
+        train.main(settings(out_dir='other', max_iters=13, **cfg))
+        train.main(settings(out_dir='other', init_from='resume', **cfg))
 
 
 def three_steps(monkeypatch, scaling, hook=None, poisoned=()):
@@ -206,6 +234,43 @@ def test_another_machine_gets_a_warning(place, capsys):
     assert out.count('bit for bit') == 1
     assert 'torch=1.0 (now ' in out
     assert 'threads=64 (now 1)' in out
+
+
+def test_other_data_gets_a_warning(place, capsys):
+    """The same characters, so that the run can go on, but another text."""
+    train.main(settings(max_iters=2))
+    text = babble(seed=3)
+    tokenizer = CharTokenizer.from_text(text)
+    data.write('data/babble', [tokenizer.encode(text[:18_000])], [tokenizer.encode(text[18_000:])], tokenizer, 'b', '1')
+    capsys.readouterr()
+
+    train.main(settings(max_iters=3, init_from='resume'))
+    out = capsys.readouterr().out
+    assert 'warning: out/ckpt.pt was written with data=' in out
+    assert out.count('bit for bit') == 1
+
+
+# ---------------------------------------------------------------------------- memory
+
+@pytest.mark.parametrize('script, flag, lower', [
+    ('train.py', 'n_embd=1048576', '--batch_size, --block_size, --n_layer or --n_embd'),
+    ('train.py', 'batch_size=1000000000000', '--batch_size'),
+    ('sample.py', 'num_samples=10000000', 'num_samples'),
+    ('mlp_mnist.py', 'sizes=784-900000-300-10', '--mini_batch_size or --sizes'),
+])
+def test_too_little_memory_is_one_line(place, script, flag, lower):
+    flags = {'train.py': flags_of(max_iters=2), 'sample.py': [], 'mlp_mnist.py': ['--n_train=200']}[script]
+    if script == 'sample.py':
+        train.main(settings(max_iters=2))
+    if script == 'mlp_mnist.py':
+        write_digits()
+    with limited('RLIMIT_AS', 3 * 2 ** 30):
+        ran = run_script(script, *flags, f'--{flag}')
+    last = ran.stderr.splitlines()[-1]
+    assert ran.returncode == 2, last
+    assert last.startswith('error: ')
+    assert lower in last
+    assert 'Traceback' not in ran.stderr
 
 
 @pytest.mark.slow
