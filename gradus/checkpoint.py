@@ -40,8 +40,6 @@ def save(path, state):
         torch.save(state, counter)
         free = shutil.disk_usage(os.path.dirname(path) or '.').free
         message = f'{e}; it needs {counter.n:,} bytes, and {free:,} are free'
-        if e.disk_full:
-            message += ': make room'
         if e.unchanged:
             message += '; what was there before is unchanged, continue with --init_from=resume'
         raise UserError(message) from e

@@ -11,8 +11,7 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class WriteError(UserError):
-    """A file could not be written. disk_full: because there is no room; unchanged: is the old file still in place?"""
-    disk_full = False
+    """A file could not be written. unchanged: is the old file still in place?"""
     unchanged = False
 
 
@@ -42,8 +41,8 @@ def atomic_write(path, keep_previous=False):
         cause = _os_error(e)
         if cause is None:
             raise
-        error = WriteError(f'{path}: could not be written ({cause.strerror or one_line(cause)})')
-        error.disk_full = cause.errno in DISK_FULL
+        advice = '; make room' if cause.errno in DISK_FULL else ''
+        error = WriteError(f'{path}: could not be written ({cause.strerror or one_line(cause)}){advice}')
         error.unchanged = existed and os.path.exists(path)
         raise error from e
 

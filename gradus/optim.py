@@ -156,13 +156,15 @@ def load_state(optimizer, checkpoint, path, scaler=None):
         _load_moments(optimizer, checkpoint['optimizer'])
         if scaler is not None:
             _load_scaler(scaler, checkpoint.get('scaler'))
-    except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as e:
+    except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as e:
         raise UserError(f'{path}: no optimizer state to resume from ({one_line(e)})') from e
 
 
 def _load_moments(optimizer, found):
     # The groups must be the same.
     own = optimizer.state_dict()
+    if not all(isinstance(group, dict) for group in found['param_groups']):
+        raise ValueError(f"param_groups is {show(found['param_groups'])}, expected a list of dictionaries")
     n_found = [len(group['params']) for group in found['param_groups']]
     n_expected = [len(group['params']) for group in own['param_groups']]
     if n_found != n_expected:
@@ -173,7 +175,9 @@ def _load_moments(optimizer, found):
     n = 0
     for group in optimizer.param_groups:
         for param in group['params']:
-            values = found['state'].get(n)
+            values = found['state'].get(n, {})
+            if not isinstance(values, dict):
+                raise ValueError(f'the state of tensor {n} is {show(values)}, expected a dictionary')
             if values:
                 state[n] = {name: _moment(name, values[name], param) for name in _moment_names(optimizer, group)}
             n += 1

@@ -7,7 +7,7 @@ import os
 import re
 
 from gradus import checkpoint
-from gradus.errors import UserError, show
+from gradus.errors import UserError
 
 OURS = re.compile(r'(ckpt|best)\.pt(\.prev|\.damaged)?|log\.jsonl|misread\.png|model\.safetensors')
 UNFINISHED = re.compile(rf'({OURS.pattern})(\.\d+)?\.tmp')                      # half a file that a kill left behind
@@ -80,18 +80,21 @@ class Lock:
     def __init__(self, path):
         self.path = path
         while True:
-            self.file = open(path, 'a+', encoding='utf-8')
+            self.file = open(path, 'a+b', buffering=0)
             if not _lock_file(self.file):
                 self.file.seek(0)
-                holder = show(int(text)) if (text := self.file.read(20)).isdecimal() else 'unknown'
+                text = self.file.read(20)
+                holder = int(text) if text.isdigit() else 'unknown'
                 self.file.close()
                 raise BlockingIOError(errno.EAGAIN, holder)
             if self.is_held():
                 break
             self.file.close()                         # its holder deleted it just now, when it ended
-        self.file.truncate(0)
-        self.file.write(str(os.getpid()))
-        self.file.flush()
+        try:
+            self.file.truncate(0)
+            self.file.write(str(os.getpid()).encode())
+        except OSError:                               # a full disk: the lock holds without the number, too
+            pass
 
     def is_held(self):
         """Is the file that we locked still the one at its path?"""

@@ -311,6 +311,22 @@ def test_a_full_disk(place, capsys):
         assert final('small/out') == final('whole')
 
 
+def test_resuming_on_a_full_disk(place, capsys):
+    """Not even the log can be written."""
+    with small_disk('small', 4_000_000):
+        train.main(settings(out_dir='small/out', max_iters=10, **FULL))
+        before = snapshot('small')
+        with pytest.raises(OSError), open('small/filler', 'wb') as f:
+            while True:
+                f.write(bytes(10_000))
+
+        error = refused(capsys, out_dir='small/out', init_from='resume', **FULL)
+        assert re.match(r'error: small/out/\S+: could not be written \(No space left on device\); make room', error)
+        os.remove('small/filler')
+        assert snapshot('small') == before
+        train.main(settings(out_dir='small/out', init_from='resume', max_iters=11, **FULL))
+
+
 # ---------------------------------------------------------------------------- damaged files
 
 def test_a_kill_in_the_middle_of_a_line(place):

@@ -2,9 +2,12 @@
 
 import json
 import os
+import shutil
 import sys
 
+import numpy as np
 import pytest
+import torch
 
 from gradus.errors import UserError
 
@@ -19,6 +22,7 @@ import train
 from gradus import checkpoint, configurator, data
 
 FEW = limits(max_examples=40, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+MANY = limits(FEW, max_examples=150)
 KEYS = sorted(vars(settings()))
 WORDS = [
     'auto', 'cpu', 'scratch', 'resume', 'rotary', 'swiglu', 'linear', 'babble',
@@ -31,6 +35,13 @@ VALUES = st.one_of(
     st.none(),
     st.text(max_size=8),
     st.sampled_from(WORDS),
+)
+
+
+ANY_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
 )
 
 
@@ -117,11 +128,6 @@ def test_damaged_checkpoints_are_refused_or_right(run, draws):
     assert state['iter_num'] == good['iter_num']
 
 
-ANY_JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
-    max_leaves=8,
-)
 ALMOST_A_TOKENIZER = st.fixed_dictionaries(dict(
     kind=st.sampled_from(['char', 'byte', 'gpt2', 'bpe', 3]),
     chars=ANY_JSON,
@@ -135,6 +141,78 @@ ALMOST_A_META = st.fixed_dictionaries(dict(
 
 def as_file(value):
     return json.dumps(value).encode()
+
+
+def shared(levels=40):
+    """A tuple of 2 ** levels parts in a few kilobytes."""
+    value = (1, 2)
+    for _ in range(levels):
+        value = (value, value)
+    return value
+
+
+# What a checkpoint may hold where something else is expected.
+MALFORMED = st.one_of(
+    VALUES,
+    ANY_JSON,
+    st.binary(max_size=8),
+    st.builds(shared),
+    st.sampled_from([10 ** 5000, -10 ** 30, 2 ** 63, 1e308, 'x' * 10 ** 6, '\x1b[2J', {1: 2}, {(1, 2): 3}, 1j, {1, 2}]),
+    st.sampled_from([np.float64(1.5), np.int64(-1), np.bool_(True), np.str_('gelu')]),
+    st.sampled_from(['float32', 'float16', 'int64', 'int8', 'bool', 'complex64']).flatmap(
+        lambda dtype: st.sampled_from([(), (1,), (0,), (2, 3), (32, 32), (10, 32)]).map(
+            lambda shape: torch.ones(shape, dtype=getattr(torch, dtype)))),
+    st.builds(lambda: torch.zeros(1).expand(10, 32)),
+    st.builds(lambda: torch.zeros(10, 32).to_sparse()),
+    st.builds(lambda: torch.zeros(10, 32, device='meta')),
+    st.builds(lambda: torch.full((10, 32), float('nan'))),
+)
+
+
+def paths(value, so_far=()):
+    """The path to every value inside nested dictionaries and lists: a tuple of keys."""
+    inside = {}
+    if isinstance(value, dict):
+        inside = value
+    elif isinstance(value, list):
+        inside = dict(enumerate(value))
+    for key, part in inside.items():
+        yield (*so_far, key)
+        yield from paths(part, (*so_far, key))
+
+
+def changed(value, path, new):
+    """A copy of nested dictionaries and lists with the value `new` at `path`; DELETE takes it out."""
+    copy = value.copy()
+    key, *rest = path
+    if rest:
+        copy[key] = changed(value[key], rest, new)
+    elif new is DELETE:
+        del copy[key]
+    else:
+        copy[key] = new
+    return copy
+
+
+DELETE = object()
+SAMPLE_FROM_FUZZ = ['--out_dir=fuzz', '--device=cpu', '--num_samples=1', '--max_new_tokens=2']
+RESUME_FUZZ = flags_of(out_dir='fuzz', init_from='resume', max_iters=3, n_layer=1, eval_iters=1, warmup_iters=0)
+
+
+@MANY
+@given(st.data())
+def test_any_value_anywhere_in_a_checkpoint(run, draws):
+    """Sampling from it and resuming it work, or end in one line."""
+    state = torch.load('out/ckpt.pt')
+    for _ in range(draws.draw(st.integers(1, 2))):
+        path = draws.draw(st.sampled_from(sorted(paths(state), key=str)), 'path')
+        state = changed(state, path, draws.draw(st.just(DELETE) | MALFORMED, 'value'))
+    shutil.rmtree('fuzz', ignore_errors=True)
+    os.makedirs('fuzz')
+    torch.save(state, 'fuzz/ckpt.pt')
+
+    assert outcome(sample.main, sample.SampleConfig, SAMPLE_FROM_FUZZ) in (0, 2)
+    assert outcome(train.main, train.TrainConfig, RESUME_FUZZ) in (0, 2)
 
 
 @FEW

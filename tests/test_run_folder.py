@@ -117,6 +117,26 @@ def test_two_runs_started_together(place, init_from):
         assert read_log(f'out{n}') == read_log('alone')
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != 'linux', reason='needs POSIX signals')
+def test_ranks_that_outlive_torchrun_hold_the_lock(place):
+    flags = flags_of(max_iters=100_000, eval_interval=100_000, log_interval=1)
+    torchrun = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2']
+    agent = subprocess.Popen([*torchrun, REPO / 'train.py', *flags], stdout=subprocess.PIPE, text=True)
+    for line in agent.stdout:
+        if line.startswith('iter 5:'):
+            break
+    agent.kill()
+    agent.wait()
+
+    rank_0 = int(Path('out/lock').read_text())
+    try:
+        with pytest.raises(UserError, match=f'another run is writing to it .process {rank_0}.'):
+            train.main(settings(init_from='auto'))
+    finally:
+        os.kill(rank_0, signal.SIGKILL)
+
+
 # ---------------------------------------------------------------------------- a folder that is deleted
 
 def test_a_deleted_folder_is_made_again(place, monkeypatch):
