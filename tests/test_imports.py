@@ -10,7 +10,7 @@ SCRIPTS = {'train', 'sample', 'mlp_mnist', 'export', 'bench'}
 
 # The modules of gradus/, top first: a module may import those below it.
 LAYERS = ['pretrained', 'hf', 'checkpoint', 'log', 'parallel', 'optim', 'evaluation', 'sampling', 'inference',
-          'digits', 'data', 'tokenizer', 'unpickle', 'configurator', 'files', 'errors']
+          'digits', 'data', 'preparation', 'metadata', 'tokenizer', 'unpickle', 'configurator', 'files', 'errors']
 
 CORE = {'torch', 'numpy', 'tiktoken', 'tqdm'}
 OPTIONAL = {'PIL', 'safetensors', 'huggingface_hub', 'wandb', 'datasets', 'gguf', 'xllamacpp', 'matplotlib'}
