@@ -9,13 +9,56 @@ them, but a larger model). The last tenth of the text is held out for validation
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
-from gradus import data
-from gradus.errors import exit_on_error
+from gradus import preparation
+from gradus.errors import UserError, exit_on_error, show
+from gradus.metadata import read_meta
+
+
+def folder_called(name):
+    """data/<name>, unless that is no folder of its own for a dataset. Raises UserError."""
+    inside = os.path.normpath(name)
+    outside = os.path.isabs(name) or os.path.splitdrive(name)[0] or inside.split(os.sep)[0] == os.pardir
+    if outside or inside == os.curdir or not name.isprintable():
+        raise UserError(f'--name={show(name)[1:-1]}: expected a name for a folder in {HERE}; '
+                        'for another place, give --out FOLDER')
+    if os.path.lexists(HERE / inside / 'prepare.py'):
+        raise UserError(f'--name={name}: {HERE / inside} is a dataset with a prepare.py of its own; '
+                        'choose another name')
+    return str(HERE / inside)
+
+
+def check_replaceable(folder, source):
+    """Raise UserError if there is something in `folder` that was not made from the same files."""
+    if not os.path.lexists(folder):
+        return
+    try:
+        names = os.listdir(folder)
+    except OSError as e:
+        raise UserError(f'{folder}: {e.strerror}; expected a folder to write to') from e
+    sources = [os.path.realpath(path) for path in source]
+    others = []
+    for name in sorted(names):
+        known = name in preparation.FILES or name.startswith('.') or preparation.is_leftover(name, preparation.FILES)
+        if not known and os.path.realpath(os.path.join(folder, name)) not in sources:
+            others.append(name)
+    if others:
+        raise UserError(f'{folder}: holds other files ({show(others[0])[1:-1]}); choose another name, or add '
+                        '--overwrite to write into this folder')
+
+    if 'meta.json' in names or 'train.bin' in names:  # val.bin alone is what an interrupted attempt left
+        try:
+            found = read_meta(folder).get('source')
+        except UserError:
+            found = None
+        if found != preparation.source_of(source):
+            raise UserError(f'{folder}: holds a dataset made from {show(found) if found else "something else"}; '
+                            'choose another name, or add --overwrite to replace it')
 
 
 def main():
@@ -25,8 +68,13 @@ def main():
                         help='the folder in data/, which train.py calls --dataset (default: %(default)s)')
     parser.add_argument('--tokenizer', default='char', choices=('char', 'byte', 'gpt2'), help='default: %(default)s')
     parser.add_argument('--out', help='another folder to write to, instead of data/<name>')
+    parser.add_argument('--overwrite', action='store_true', help='even if the folder holds something else')
     args = parser.parse_args()
-    data.write_text(args.out or str(HERE / args.name), args.files, args.tokenizer)
+
+    folder = folder_called(args.name) if args.out is None else args.out
+    if not args.overwrite:
+        check_replaceable(folder, args.files)
+    preparation.write_text(folder, args.files, args.tokenizer)
 
 
 if __name__ == '__main__':

@@ -5,6 +5,7 @@ An image is 28 x 28 = 784 numbers from 0, the paper, to 1, the ink.
 """
 
 import gzip
+import io
 import math
 import os
 import struct
@@ -15,13 +16,14 @@ import torch
 from torch.nn import functional as F
 
 from gradus import data
-from gradus.errors import UserError
-from gradus.files import atomic_write
+from gradus.errors import UserError, one_line
+from gradus.files import atomic_write, require_file
 
 FILES = {
     'train': ('train-images-idx3-ubyte', 'train-labels-idx1-ubyte'),
     'test': ('t10k-images-idx3-ubyte', 't10k-labels-idx1-ubyte'),
 }
+MAX_BYTES = 2 ** 29                                   # of an unpacked file; the largest known has less than half of it
 
 
 # ---------------------------------------------------------------------------- the dataset
@@ -31,13 +33,7 @@ def read_idx(path):
     The uint8 array in a file of MNIST's idx format: two zero bytes, type 8, the number of dimensions, each size as
     four bytes (big-endian), then the values; gzipped or not. Raises UserError.
     """
-    try:
-        with open(path, 'rb') as f:
-            content = f.read()
-        if content[:2] == b'\x1f\x8b':
-            content = gzip.decompress(content)
-    except (OSError, EOFError, zlib.error) as e:
-        raise UserError(f'{path}: cannot be read ({e}); expected one of the four files of MNIST') from e
+    content = read_unzipped(path)
     if content[:4] not in (b'\0\0\x08\1', b'\0\0\x08\3') or len(content) < 4 + 4 * content[3]:
         raise UserError(f'{path}: begins with {content[:4].hex()}; expected 00000801 (labels) or 00000803 (images), '
                         'an idx file of bytes')
@@ -51,6 +47,24 @@ def read_idx(path):
         raise UserError(f"{path}: {found:,} values; expected {' x '.join(map(str, shape))} = {expected:,}: "
                         'the file is truncated or too long')
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape).copy()
+
+
+def read_unzipped(path):
+    """The content of a file, gzipped or not. Raises UserError."""
+    require_file(path)
+    content = io.BytesIO()
+    try:
+        with open(path, 'rb') as f:
+            zipped = f.read(2) == b'\x1f\x8b'
+            f.seek(0)
+            source = gzip.GzipFile(fileobj=f) if zipped else f
+            while content.tell() <= MAX_BYTES and (piece := source.read(2 ** 20)):
+                content.write(piece)
+    except (OSError, EOFError, zlib.error) as e:
+        raise UserError(f'{path}: cannot be read ({one_line(e)}); expected a file of MNIST') from e
+    if content.tell() > MAX_BYTES:
+        raise UserError(f'{path}: more than {MAX_BYTES:,} bytes, unpacked; expected a file of MNIST')
+    return content.getvalue()
 
 
 def read_digits(split):

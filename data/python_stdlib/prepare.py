@@ -8,13 +8,14 @@ Every tenth file is held out for val.bin. Tests and what is not the library (idl
 
 import argparse
 import hashlib
+import os
 import sys
 import sysconfig
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
-from gradus import data
+from gradus import preparation
 from gradus.errors import UserError, exit_on_error
 from gradus.tokenizer import ByteTokenizer
 
@@ -28,7 +29,7 @@ def source_files(folder):
     files = []
     for path in folder.rglob('*.py'):
         folders = path.relative_to(folder).parts[:-1]
-        if not LEFT_OUT & set(folders):
+        if not LEFT_OUT & set(folders) and path.is_file():
             files.append(path)
     return sorted(files, key=lambda path: path.relative_to(folder).as_posix())
 
@@ -41,11 +42,16 @@ def main():
     args = parser.parse_args()
 
     # Read.
+    if not os.path.isdir(args.input):
+        raise UserError(f'{args.input}: no such folder; expected one with the source of Python')
     texts = []
-    for path in source_files(Path(args.input)):
-        text = path.read_bytes().replace(b'\r\n', b'\n')
-        if text.isascii() and text.strip():
-            texts.append(text)
+    try:
+        for path in source_files(Path(args.input)):
+            text = path.read_bytes().replace(b'\r\n', b'\n')
+            if text.isascii() and text.strip():
+                texts.append(text)
+    except OSError as e:
+        raise UserError(f'{e.filename}: cannot be read ({e.strerror}); give another folder with --input') from e
     if sum(map(len, texts)) < 1_000_000:
         raise UserError(f'{args.input}: less than 1 MB of Python source; expected the standard library of a full '
                         'Python, or another folder with --input FOLDER')
@@ -55,7 +61,7 @@ def main():
     val = b'\n'.join(text for i, text in enumerate(texts) if i % 10 == 9)
     version = sys.version.split()[0]
     sha256 = hashlib.sha256(train + val).hexdigest()
-    data.write(args.out, [memoryview(train)], [memoryview(val)], ByteTokenizer(),
+    preparation.write(args.out, [memoryview(train)], [memoryview(val)], ByteTokenizer(),
                source=f'standard library of Python {version}', sha256=sha256)
 
 
