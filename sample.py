@@ -23,8 +23,8 @@ import gradus  # noqa: F401  first: Ctrl-C during the slow imports below is one 
 # isort: split
 import torch
 
-from gradus import checkpoint, configurator, data, evaluation, inference, parallel, pretrained
-from gradus.errors import UserError
+from gradus import checkpoint, configurator, data, evaluation, inference, parallel, preparation, pretrained
+from gradus.errors import UserError, on_screen
 from gradus.sampling import Sampler
 from gradus.tokenizer import build_tokenizer
 
@@ -63,7 +63,7 @@ class SampleConfig:
 
 def check(cfg):
     """Raise UserError for settings that make no sense."""
-    configurator.check_range(cfg, num_samples=(1, None), max_new_tokens=(0, None), temperature=(0, None),
+    configurator.check_range(cfg, num_samples=(1, 100_000), max_new_tokens=(0, None), temperature=(0, None),
                              top_k=(0, None), seed=(0, 2 ** 63), top_p=(0, 1), min_p=(0, 1),
                              repetition_penalty=(0.01, 100))
     configurator.check_choice(cfg, dtype=('auto', *parallel.DTYPES), compile=('auto', True, False),
@@ -75,8 +75,10 @@ def check(cfg):
 def load_model(cfg):
     """A line about the model that the settings name, the model itself, on the CPU, and its tokenizer."""
     if cfg.init_from == 'resume':
-        out_dir = cfg.out_dir or checkpoint.newest_run()
-        found = pretrained.load_checkpoint(checkpoint.find(out_dir, cfg.checkpoint))
+        if cfg.out_dir:
+            found = pretrained.load_checkpoint(checkpoint.find(cfg.out_dir, cfg.checkpoint))
+        else:
+            found = pretrained.load_newest(cfg.checkpoint)
     else:
         found = pretrained.load(cfg.init_from)
     tokenizer = build_tokenizer(pretrained.find_tokenizer(found, cfg.dataset))
@@ -92,7 +94,7 @@ def log(text):
 
 
 def show(text):
-    print(text, end='', flush=True)
+    print(on_screen(text), end='', flush=True)
 
 
 def unescape(text):
@@ -176,10 +178,26 @@ def make_sampler(cfg, n):
 
 def read_prompt(cfg, tokenizer):
     """The prompt as text and as ids."""
-    text = cfg.start
-    if text.startswith('FILE:'):
-        text = data.read_text(text.removeprefix('FILE:'))
-    return text, tokenizer.encode(text)
+    if cfg.start.startswith('FILE:'):
+        text = read_file(cfg.start.removeprefix('FILE:'), tokenizer)
+    else:
+        text = unescape(cfg.start)
+    try:
+        return text, tokenizer.encode(text)
+    except UserError:
+        if text == '\n':                              # the default, and the model knows no line ends
+            return '', []
+        raise
+
+
+def read_file(path, tokenizer):
+    """The text of a file, with line ends as nanoGPT reads them, and no byte-order mark that the model does not know."""
+    text = preparation.read_text(path).replace('\r\n', '\n').replace('\r', '\n')
+    try:
+        tokenizer.encode(text[:1])
+    except UserError:
+        text = text.removeprefix('\ufeff')
+    return text
 
 
 def write_samples(cfg, model, tokenizer, end_id, prompt, ids):
@@ -201,7 +219,7 @@ def write_samples(cfg, model, tokenizer, end_id, prompt, ids):
                 record['logprobs'] = completion.logprobs
             print(json.dumps(record, ensure_ascii=False))
         else:
-            print('' if live else prompt + completion.text)
+            print('' if live else on_screen(prompt + completion.text))
             print('---------------')
 
 
@@ -234,7 +252,7 @@ def interactive(cfg, model, tokenizer, end_id):
 
 def read_eval_text(cfg, tokenizer):
     """The ids of the text to evaluate."""
-    ids = tokenizer.encode_ordinary(data.read_text(cfg.eval))
+    ids = tokenizer.encode_ordinary(read_file(cfg.eval, tokenizer))
     if len(ids) < 2:
         raise UserError(f'{cfg.eval}: {len(ids)} tokens; expected at least two, to predict one from the other')
     return ids

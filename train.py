@@ -24,12 +24,13 @@ import gradus  # noqa: F401  first: Ctrl-C during the slow imports below is one 
 import torch
 from tqdm import tqdm
 
-from gradus import checkpoint, configurator, data, evaluation, optim, parallel, pretrained, sampling
+from gradus import checkpoint, configurator, data, evaluation, metadata, optim, parallel, preparation, pretrained
 from gradus.errors import UserError, on_screen, warn
 from gradus.interrupt import Interrupt
 from gradus.log import Log, losses_line, sizes_line, start_wandb, step_line
 from gradus.run_folder import RunFolder
-from model import GPT, GPTConfig
+from gradus.sampling import Sampler
+from model import GPT
 
 
 @dataclass
@@ -122,7 +123,7 @@ def check(cfg):
                               backend=('auto', 'nccl', 'gloo'), lr_schedule=optim.SCHEDULES,
                               optimizer=optim.OPTIMIZERS, data_order=data.ORDERS)
     configurator.check_out_dir(cfg.out_dir)
-    model_config(cfg, vocab_size=1)
+    pretrained.config_of(cfg, vocab_size=1)
 
     if cfg.decay_lr and cfg.lr_decay_iters > 2 * cfg.max_iters:
         warn(f'lr_decay_iters={cfg.lr_decay_iters} is far beyond max_iters={cfg.max_iters}: '
@@ -130,15 +131,6 @@ def check(cfg):
     if cfg.decay_lr and 0 < cfg.max_iters <= cfg.warmup_iters:
         warn(f'warmup_iters={cfg.warmup_iters} is not less than max_iters={cfg.max_iters}: '
              'the learning rate will never reach its maximum')
-
-
-def model_config(cfg, vocab_size):
-    """The GPTConfig that the settings describe. Raises UserError for a shape that cannot be built."""
-    shape = {f.name: getattr(cfg, f.name) for f in fields(GPTConfig) if f.name != 'vocab_size'}
-    try:
-        return GPTConfig(vocab_size=vocab_size, **shape)
-    except ValueError as e:
-        raise UserError(str(e)) from e
 
 
 def get_lr(cfg, iter_num):
@@ -156,18 +148,16 @@ def setup(cfg, worker, resume):
     Find everything that can be wrong, and load everything that the loop needs, before anything is written.
     Returns the dataset, the model on its device, optimizer, loss scaler and progress.
     """
-    if worker.note:
-        worker.print(f'note: {worker.note}')
     folder = os.path.join('data', cfg.dataset)
     ckpt_path = os.path.join(cfg.out_dir, 'ckpt.pt')
     with worker.together():
         worker.shard(cfg.batch_size * cfg.gradient_accumulation_steps)
         if worker.is_main:
-            data.prepare(folder, 'train.bin')
+            preparation.prepare(folder, 'train.bin')
 
     with worker.together():
         # data, model
-        meta = data.read_meta(folder)
+        meta = metadata.read_meta(folder)
         model, state = build_model(cfg, worker, meta, resume)
         dataset = data.open_dataset(folder, meta, model.config.vocab_size, cfg.block_size)
 
@@ -195,12 +185,14 @@ def build_model(cfg, worker, meta, resume=False):
     if resume:
         path = os.path.join(cfg.out_dir, 'ckpt.pt')
         state = checkpoint.load_run(path, repair=worker.is_main)
-        pretrained.check_same_run(cfg, state, meta, path)
         model = pretrained.gpt_from_weights(state['model_args'], state['model'], path, dropout=cfg.dropout)
+        pretrained.check_same_run(cfg, state, meta, path)
     elif cfg.init_from in ('scratch', 'auto'):
-        model = GPT(model_config(cfg, pretrained.padded_vocab_size(meta['vocab_size'])))
+        model = GPT(pretrained.config_of(cfg, pretrained.padded_vocab_size(meta['vocab_size'])))
     else:
         found = pretrained.load(cfg.init_from, or_else='scratch, resume, auto')
+        if ignored := pretrained.ignored_settings(cfg, found.config):
+            warn(f'the model is {cfg.init_from}; ignored: {ignored}')
         model = pretrained.build(found, dropout=cfg.dropout)
         try:
             model.crop_block_size(cfg.block_size)
@@ -270,7 +262,6 @@ def train(cfg, worker, interrupt, folder):
     compiled = torch.compile(model) if worker.compile else model
     ddp = worker.distribute(compiled)
     tokens_per_iter = cfg.batch_size * cfg.gradient_accumulation_steps * cfg.block_size
-    flops_per_token = model.flops_per_token()
     worker.print(sizes_line(model, worker, dataset, tokens_per_iter))
 
     if cfg.eval_only:
@@ -355,7 +346,7 @@ def train(cfg, worker, interrupt, folder):
             dt = timed_seconds / timed_steps
             speed = dict(tokens_per_s=round(tokens_per_iter / dt))
             if worker.peak_flops:
-                speed['mfu'] = round(tokens_per_iter / dt * flops_per_token / worker.peak_flops, 4)
+                speed['mfu'] = round(tokens_per_iter / dt * model.flops_per_token() / worker.peak_flops, 4)
             log.write(iter=it, loss=loss, grad_norm=float(grad_norm), tokens=tokens, **speed, lr=lr,
                       elapsed_s=round(progress.elapsed_s, 3))
             worker.print(step_line(it, loss, dt, speed))
@@ -396,9 +387,8 @@ def snapshot(cfg, model, dataset, progress):
 
 def diverged(what, it, lr, ckpt_path, saved_at):
     """The error that ends a run whose loss or gradient is not finite."""
-    last_save = f'the last good checkpoint is {ckpt_path}, of iteration {saved_at}'
-    if not saved_at:
-        last_save = 'no checkpoint has been saved yet'
+    good = f'the last good checkpoint is {ckpt_path}, of iteration {saved_at}'
+    last_save = good if saved_at else 'no checkpoint has been saved yet'
     return UserError(f'iteration {it}: {what} at learning rate {lr:.3g}; {last_save}; lower --learning_rate, '
                      'or skip such steps with --skip_nonfinite=N')
 
@@ -408,7 +398,7 @@ def print_summary(model, tokenizer, cfg, worker, progress):
     best = 'best.pt (best weights) and ' if checkpoint.exists(os.path.join(cfg.out_dir, 'best.pt')) else 'and '
     print(f'done: best val loss {progress.best_val_loss:.4f}; {cfg.out_dir} holds ckpt.pt (to resume), {best}log.jsonl')
     if tokenizer is not None and cfg.sample_tokens:
-        sampler = sampling.Sampler(temperature=0.8, top_k=200, seeds=[cfg.seed])
+        sampler = Sampler(temperature=0.8, top_k=200, seeds=[cfg.seed])
         start = torch.tensor([[tokenizer.start_id]], device=worker.device)
         model.eval()
         with worker.autocast():

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 
-from gradus import data, evaluation, parallel, pretrained
+from gradus import data, evaluation, metadata, parallel, pretrained
 
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -120,7 +120,7 @@ def val_loss(path, folder):
     ours or nanoGPT's.
     """
     model = pretrained.build(pretrained.load_checkpoint(path))
-    dtype = data.read_meta(folder)['dtype']
+    dtype = metadata.read_meta(folder)['dtype']
     val = os.path.join(folder, 'val.bin')
     tokens = data.Tokens(val, dtype, model.config.vocab_size, model.config.block_size)
     loss, _ = evaluation.evaluate(model, tokens, 64, 0, parallel.init('cpu'))

@@ -12,7 +12,7 @@ import torch
 
 import train
 from benchmarks.paired import CPU_RECIPE, checkout, load_nanogpt
-from gradus import checkpoint, configurator, data, optim, parallel
+from gradus import checkpoint, configurator, data, metadata, optim, parallel
 
 CHUNK = 20
 
@@ -59,7 +59,7 @@ def build(args):
     cfg = configurator.load(train.TrainConfig, CPU_RECIPE)
     worker = parallel.init('cpu')
     folder = os.path.join('data', cfg.dataset)
-    meta = data.read_meta(folder)
+    meta = metadata.read_meta(folder)
     tokens = data.Tokens(os.path.join(folder, 'train.bin'), meta['dtype'], meta['vocab_size'], cfg.block_size)
     ours = Ours(cfg, worker, meta, tokens)
     return ours, NanoGPT(load_nanogpt(args.against), ours)

@@ -13,7 +13,7 @@ import torch
 
 import train
 from benchmarks.paired import checkout, load_nanogpt, report
-from gradus import checkpoint, configurator, data, optim, parallel
+from gradus import checkpoint, configurator, data, optim, parallel, pretrained
 from model import GPT
 
 
@@ -83,7 +83,7 @@ def build(args, settings):
     if cfg.deterministic or worker.compile and worker.device.type == 'cpu':     # as train.py does
         parallel.set_deterministic()
     torch.manual_seed(cfg.seed)
-    config = train.model_config(cfg, vocab_size=args.vocab_size)
+    config = pretrained.config_of(cfg, vocab_size=args.vocab_size)
     ids = torch.randint(args.vocab_size, (10 ** 6,)).numpy()
     tokens = data.Tokens.from_ids(ids, args.vocab_size, cfg.block_size)
 

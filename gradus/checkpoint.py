@@ -200,7 +200,7 @@ def _check_values(path, state):
         unexpected_bool = isinstance(value, bool) and kind is not bool
         if not isinstance(value, kinds) or unexpected_bool:
             raise UserError(f'{path}: {key} is {show(value)}; expected {kind.__name__}, as train.py writes it')
-        if kind is int and not 0 <= value < 2 ** 53:
+        if type(value) is int and not 0 <= value < 2 ** 53:
             raise UserError(f'{path}: {key} is {show(value)}; expected a number that a run can have')
 
     # Flat dictionaries. What a fork may have put into `config` beside plain values is of no use here.
@@ -278,15 +278,13 @@ def find(out_dir, name=''):
     return next((path for path in paths if exists(path)), paths[-1])
 
 
-def newest_run():
-    """The folder here whose checkpoint was written last. Raises UserError if there is none."""
+def run_folders():
+    """The folders here that hold checkpoints, the one written last first."""
     names = ('best.pt', 'best.pt.prev', 'ckpt.pt', 'ckpt.pt.prev')
     paths = [os.path.join(folder, name) for folder in os.listdir('.') for name in names]
     files = [path for path in paths if os.path.exists(path)]
-    if not files:
-        raise UserError('no run in this folder: expected out-NAME/best.pt or ckpt.pt; '
-                        'train one (python train.py config/quickstart.py) or give --out_dir')
-    return os.path.dirname(max(files, key=os.path.getmtime))
+    newest_first = sorted(files, key=os.path.getmtime, reverse=True)
+    return list(dict.fromkeys(os.path.dirname(path) for path in newest_first))
 
 
 def _runs_here():

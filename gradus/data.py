@@ -14,14 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from gradus.errors import UserError, one_line, warn
+from gradus.errors import RankError, UserError, one_line, warn
 from gradus.files import require_file
 from gradus.metadata import fingerprint
-from gradus.metadata import read_meta as read_meta
 from gradus.preparation import FILES
-from gradus.preparation import prepare as prepare
-from gradus.preparation import read_text as read_text
-from gradus.preparation import write as write
 from gradus.tokenizer import build_tokenizer
 
 ORDERS = ('random', 'shuffled')
@@ -88,7 +84,7 @@ class Tokens:
 
     def _check(self, ids):
         if ids.max() >= self.vocab_size:
-            raise UserError(f'{self.path}: token id {ids.max()}; expected ids below the vocabulary size '
+            raise RankError(f'{self.path}: token id {ids.max()}; expected ids below the vocabulary size '
                             f'{self.vocab_size}; prepare the dataset and its meta file together')
 
     def windows(self, starts):

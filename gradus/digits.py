@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from gradus import data
+from gradus import preparation
 from gradus.errors import UserError, one_line
 from gradus.files import atomic_write, require_file
 
@@ -71,7 +71,7 @@ def read_digits(split):
     """The images (N, 784), float32 from 0 to 1, and digits (N,), int64, of 'train' or 'test'. Raises UserError."""
     folder = os.path.join('data', 'mnist')
     images_file, digits_file = FILES[split]
-    data.prepare(folder, digits_file)
+    preparation.prepare(folder, digits_file)
     images = read_idx(os.path.join(folder, images_file))
     digits = read_idx(os.path.join(folder, digits_file))
     if images.shape[1:] != (28, 28) or digits.shape != images.shape[:1] or digits.max() > 9:

@@ -8,8 +8,8 @@ Needs safetensors, and huggingface_hub to download: pip install safetensors hugg
 import json
 import os
 
-from gradus.errors import UserError, one_line
-from gradus.files import atomic_write
+from gradus.errors import UserError, one_line, show
+from gradus.files import atomic_write, require_file
 
 FILES = ('config.json', 'model.safetensors')
 TRANSPOSED = ('attn.c_attn.weight', 'attn.c_proj.weight', 'mlp.c_fc.weight', 'mlp.c_proj.weight')
@@ -32,41 +32,50 @@ def load_gpt2(source):
         with open(config_path, encoding='utf-8') as f:
             config = json.load(f)
         weights = load_file(weights_path)
+    except MemoryError:
+        raise
     except Exception as e:                            # a dozen types for damaged files
-        raise UserError(f'{source}: cannot be read ({type(e).__name__}: {str(e)[:120]})') from e
+        raise UserError(f'{source}: cannot be read ({type(e).__name__}: {one_line(e, limit=120)})') from e
     model_args = _model_args(config, source)
     return model_args, from_hf_gpt2(weights, model_args['tie_weights'])
 
 
 def _model_args(config, source):
     """config.json as keyword arguments of GPTConfig. Raises UserError, also for variants that our GPT-2 cannot be."""
-    if config.get('model_type') != 'gpt2':
-        raise UserError(f"{source}: a model of type {config.get('model_type')}; expected gpt2")
-    activation = config.get('activation_function', 'gelu_new')
+    if not isinstance(config, dict):
+        raise UserError(f'{source}: config.json holds {show(config)}; expected an object')
+
+    def value(key, kind, default=None):
+        found = config.get(key, default)
+        if type(found) is not kind or kind is int and abs(found) > 2 ** 53:
+            raise UserError(f'{source}: {key} is {show(found)} in config.json; expected {kind.__name__}')
+        return found
+
+    model_type = value('model_type', str)
+    if model_type != 'gpt2':
+        raise UserError(f'{source}: a model of type {show(model_type)}; expected gpt2')
+    activation = value('activation_function', str, 'gelu_new')
     supported = dict(
         activation_function=activation in ACTIVATION,
-        layer_norm_epsilon=config.get('layer_norm_epsilon', 1e-5) == 1e-5,
-        scale_attn_weights=config.get('scale_attn_weights', True),
-        scale_attn_by_inverse_layer_idx=not config.get('scale_attn_by_inverse_layer_idx'),
+        layer_norm_epsilon=value('layer_norm_epsilon', float, 1e-5) == 1e-5,
+        scale_attn_weights=value('scale_attn_weights', bool, True),
+        scale_attn_by_inverse_layer_idx=not value('scale_attn_by_inverse_layer_idx', bool, False),
     )
     for key, ok in supported.items():
         if not ok:
-            raise UserError(f'{source}: {key}={config[key]} is not supported')
+            raise UserError(f'{source}: {key}={show(config[key])} is not supported')
 
-    try:
-        args = dict(
-            n_layer=config['n_layer'],
-            n_head=config['n_head'],
-            n_embd=config['n_embd'],
-            bias=True,
-            block_size=config['n_positions'],
-            vocab_size=config['vocab_size'],
-            mlp=ACTIVATION[activation],
-            tie_weights=config.get('tie_word_embeddings', True),
-        )
-    except KeyError as e:
-        raise UserError(f'{source}: no {e} in config.json') from e
-    if (config.get('n_inner') or 4 * config['n_embd']) != 4 * config['n_embd']:
+    args = dict(
+        n_layer=value('n_layer', int),
+        n_head=value('n_head', int),
+        n_embd=value('n_embd', int),
+        bias=True,
+        block_size=value('n_positions', int),
+        vocab_size=value('vocab_size', int),
+        mlp=ACTIVATION[activation],
+        tie_weights=value('tie_word_embeddings', bool, True),
+    )
+    if config.get('n_inner') is not None and value('n_inner', int) != 4 * args['n_embd']:
         args['n_inner'] = config['n_inner']
     return args
 
@@ -79,7 +88,8 @@ def from_hf_gpt2(weights, tied=True):
             continue
         if not name.startswith(('transformer.', 'lm_head.')):         # the hub's own files leave the prefix out
             name = 'transformer.' + name
-        state[name] = tensor.t().contiguous() if name.endswith(TRANSPOSED) else tensor
+        turn = name.endswith(TRANSPOSED) and tensor.dim() == 2
+        state[name] = tensor.t().contiguous() if turn else tensor
     if tied and 'transformer.wte.weight' in state:
         state['lm_head.weight'] = state['transformer.wte.weight']
     return state
@@ -91,6 +101,7 @@ def _find(source, name):
         path = os.path.join(source, name)
         if not os.path.exists(path):
             raise UserError(f'{path}: not found; expected a folder with config.json and model.safetensors')
+        require_file(path)
         return path
     try:
         from huggingface_hub import hf_hub_download

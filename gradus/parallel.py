@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from gradus.errors import RankError, UserError, one_line, show
+from gradus.errors import RankError, UserError, one_line, show, warn
 
 DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
 
@@ -53,7 +53,6 @@ class Worker:
     compile: bool
     rank: int = 0
     world_size: int = 1
-    note: str = ''              # a setting that could not be honored, as a message
 
     @property
     def is_main(self):
@@ -176,7 +175,7 @@ def init(device='auto', dtype='auto', compile='auto', backend='auto'):
     """
     rank, world_size = _place()
     device = _choose_device(device, world_size)
-    dtype, note = _choose_dtype(dtype, device)
+    dtype = _choose_dtype(dtype, device)
     if compile is True and device.type == 'cpu':
         _require_cpp_compiler()
     if compile == 'auto':                             # Triton, which it needs, is not available on every Windows
@@ -189,7 +188,7 @@ def init(device='auto', dtype='auto', compile='auto', backend='auto'):
     if device.type == 'cuda':
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision('high')    # TF32 for what is left in float32
-    return Worker(device, DTYPES[dtype], compile, rank, world_size, note)
+    return Worker(device, DTYPES[dtype], compile, rank, world_size)
 
 
 def _place():
@@ -247,14 +246,15 @@ def _cuda_device(device, world_size):
 
 
 def _choose_dtype(name, device):
-    """The name of a dtype for `device`, and a note if it is not the one that was asked for."""
+    """The name of a dtype for `device`; a warning if it is not the one that was asked for."""
     if name == 'auto':
         if device.type != 'cuda':
-            return 'float32', ''
-        return 'bfloat16' if torch.cuda.is_bf16_supported() else 'float16', ''
+            return 'float32'
+        return 'bfloat16' if torch.cuda.is_bf16_supported() else 'float16'
     if name == 'float16' and device.type != 'cuda':
-        return 'float32', f'float16 is for CUDA; using float32 on {device.type}'
-    return name, ''
+        warn(f'float16 is for CUDA; using float32 on {device.type}')
+        return 'float32'
+    return name
 
 
 def _join_process_group(device, backend):

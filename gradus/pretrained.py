@@ -5,12 +5,13 @@ Where a model comes from: a run's folder, a checkpoint file, a Hugging Face fold
     model = build(pretrained)
 """
 
+import math
 import os
 import re
 from dataclasses import dataclass, fields, replace
 
-from gradus import checkpoint, data, hf
-from gradus.errors import UserError, one_line
+from gradus import checkpoint, hf, metadata
+from gradus.errors import UserError, one_line, show
 from model import GPT, GPTConfig
 
 
@@ -51,7 +52,7 @@ def load(source, or_else='resume'):
 def load_checkpoint(path):
     """The model in a checkpoint of train.py or nanoGPT. Raises UserError."""
     state = checkpoint.load(path)
-    best_val_loss = float(state.get('best_val_loss', float('nan')))
+    best_val_loss = state.get('best_val_loss', math.nan)
     about = f"{path}: iteration {state.get('iter_num', '?')}, best val loss {best_val_loss:.4f}"
     return Pretrained(
         source=path,
@@ -62,6 +63,16 @@ def load_checkpoint(path):
         iter_num=state.get('iter_num'),
         dataset=state.get('config', {}).get('dataset'),
     )
+
+
+def load_newest(name=''):
+    """The GPT in the newest run here, from its file `name`; digit networks do not count. Raises UserError."""
+    for folder in checkpoint.run_folders():
+        path = checkpoint.find(folder, name)
+        if 'sizes' not in checkpoint.load(path)['model_args']:
+            return load_checkpoint(path)
+    raise UserError('no run in this folder: expected out-NAME/best.pt or ckpt.pt; '
+                    'train one (python train.py config/quickstart.py) or give --out_dir')
 
 
 def load_hf(source):
@@ -76,8 +87,11 @@ def read_config(model_args, weights, source):
     The GPTConfig that `model_args` describe. Raises UserError, which names `source`, if it is not one or if the
     weights {name: tensor} do not have its sizes. This comes before a model is built: absurd sizes must not cost memory.
     """
+    for name, tensor in weights.items():
+        if not tensor.is_floating_point():
+            raise UserError(f'{source}: {show(name)} is of {tensor.dtype}; expected floating-point weights')
     try:
-        config = GPTConfig(**model_args)
+        config = GPTConfig(**_plain_args(model_args))
         if config.n_layer > max(1000, len(weights)):
             raise ValueError(f'n_layer={config.n_layer} for {len(weights)} tensors')
         expected = {
@@ -96,18 +110,40 @@ def read_config(model_args, weights, source):
     return config
 
 
+def _plain_args(model_args):
+    """`model_args` with a value of its type for each field of GPTConfig. Raises ValueError."""
+    kinds = {field.name: type(field.default) for field in fields(GPTConfig)}
+    for name, value in model_args.items():
+        if name not in kinds:
+            raise ValueError(f'{show(name)} is unknown')
+        if kinds[name] is float and type(value) is int and abs(value) < 2 ** 53:
+            continue
+        if type(value) is not kinds[name]:
+            raise ValueError(f'{name} is {show(value)}, expected {kinds[name].__name__}')
+    return model_args
+
+
 def build(pretrained, dropout=0.0):
-    """The GPT with these weights, on the CPU. Raises UserError if weights are missing, left over or of other shapes."""
+    """
+    The GPT with these weights, on the CPU. Raises UserError if weights are missing, left over, of other shapes, or not
+    finite.
+    """
+    for name, tensor in pretrained.weights.items():
+        if not tensor.isfinite().all():
+            raise UserError(f'{pretrained.source}: {show(name)} holds NaN or infinity: the run that wrote it had '
+                            'diverged; use an earlier checkpoint')
     return _build(replace(pretrained.config, dropout=dropout), pretrained.weights, pretrained.source)
 
 
 def gpt_from_weights(model_args, weights, source='checkpoint', **overrides):
     """The GPT with a checkpoint's model_args (overrides win) and weights. Raises UserError, which names `source`."""
-    config = read_config({**model_args, **overrides}, weights, source)
+    config = read_config(model_args | overrides, weights, source)
     return _build(config, weights, source)
 
 
 def _build(config, weights, source):
+    if config.tie_weights and 'transformer.wte.weight' in weights:              # some files have one name of two
+        weights = {'lm_head.weight': weights['transformer.wte.weight'], **weights}
     try:
         model = GPT(config)
         model.load_state_dict(weights)
@@ -127,22 +163,38 @@ def find_tokenizer(pretrained, dataset=''):
     path; without a meta file GPT-2's tokens are assumed. Raises UserError if none fits.
     """
     if dataset:
-        return data.read_meta(os.path.join('data', dataset))['tokenizer']
+        return _tokenizer_of(os.path.join('data', dataset))
     if pretrained.tokenizer is not None:
         return pretrained.tokenizer
 
     vocab_size = pretrained.config.vocab_size
     folders = os.listdir('data') if os.path.isdir('data') else []
     if pretrained.dataset in folders:
-        folder = folders[folders.index(pretrained.dataset)]
-        meta = data.read_meta(os.path.join('data', folder))
-        if meta['vocab_size'] in (vocab_size, 50257):
-            return meta['tokenizer']
+        folder = os.path.join('data', folders[folders.index(pretrained.dataset)])
+        if metadata.read_meta(folder)['vocab_size'] in (vocab_size, 50257):
+            return _tokenizer_of(folder)
     if vocab_size < 50257:
         raise UserError(f'{pretrained.source}: no tokenizer in it, and no data/{pretrained.dataset} that fits; '
                         'expected --dataset=NAME, a folder in data/ whose meta.pkl or meta.json has '
                         f'{vocab_size} tokens')
     return {'kind': 'gpt2'}
+
+
+def _tokenizer_of(folder):
+    """The plain data of a dataset's tokenizer. Raises UserError if its meta file does not say what the ids mean."""
+    meta = metadata.read_meta(folder)
+    if meta['tokenizer'] is None:
+        raise UserError(meta['no_tokenizer'])
+    return meta['tokenizer']
+
+
+def config_of(cfg, vocab_size):
+    """The GPTConfig that the settings describe. Raises UserError for a shape that cannot be built."""
+    shape = {f.name: getattr(cfg, f.name) for f in fields(GPTConfig) if f.name != 'vocab_size'}
+    try:
+        return GPTConfig(vocab_size=vocab_size, **shape)
+    except ValueError as e:
+        raise UserError(str(e)) from e
 
 
 def padded_vocab_size(n):
@@ -159,8 +211,9 @@ def check_same_run(cfg, state, meta, path):
             continue
         found = state['model_args'].get(name, field.default)
         wanted = getattr(cfg, name)
-        if wanted not in (found, earlier.get(name)):  # the latter: a run from gpt2, whose sizes no config set
-            raise UserError(f'{path} has {name}={found}, but the settings say {name}={wanted}; '
+        from_elsewhere = name != 'block_size' and wanted == earlier.get(name)   # from gpt2, whose sizes no config set
+        if wanted != found and not from_elsewhere:
+            raise UserError(f'{path} has {name}={one_line(found, limit=60)}, but the settings say {name}={wanted}; '
                             'resume with the config of that run, or give another --out_dir')
 
     vocab_size = state['model_args'].get('vocab_size', 0)
@@ -168,3 +221,21 @@ def check_same_run(cfg, state, meta, path):
     if meta['vocab_size'] > padded_vocab_size(vocab_size) or not same_tokenizer:
         raise UserError(f'{path} was trained with another tokenizer (vocab_size={vocab_size}) than data/{cfg.dataset} '
                         f"has (vocab_size={meta['vocab_size']}); use the same --dataset")
+
+
+def ignored_settings(cfg, config):
+    """
+    What the settings say of a model's shape and a pretrained model has otherwise, in words; empty if there is nothing.
+    A default says nothing, and block_size crops the model.
+    """
+    defaults = {field.name: field.default for field in fields(cfg)}
+    ignored = []
+    for field in fields(GPTConfig):
+        name = field.name
+        if name in ('vocab_size', 'dropout', 'block_size'):
+            continue
+        wanted = getattr(cfg, name)
+        own = getattr(config, name)
+        if wanted not in (defaults[name], own):
+            ignored.append(f'{name}={wanted} (it has {own})')
+    return ', '.join(ignored)

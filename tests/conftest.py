@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import train
-from gradus import data
+from gradus import preparation
 from gradus.digits import FILES
 from gradus.tokenizer import CharTokenizer
 
@@ -75,7 +75,7 @@ def prepare_babble():
     tokenizer = CharTokenizer.from_text(text)
     train_ids = tokenizer.encode(text[:18_000])
     val_ids = tokenizer.encode(text[18_000:])
-    data.write('data/babble', [train_ids], [val_ids], tokenizer, 'babble', '0')
+    preparation.write('data/babble', [train_ids], [val_ids], tokenizer, 'babble', '0')
 
 
 def settings(**changes):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from conftest import REPO, snapshot
 
-from gradus import data
+from gradus import data, metadata, preparation
 from gradus.errors import UserError
 
 
@@ -58,28 +58,28 @@ def write_script(text=PREPARE):
 
 def test_a_small_dataset_is_prepared_once(capfd):
     write_script()
-    data.prepare('data/x', 'train.bin')
+    preparation.prepare('data/x', 'train.bin')
     assert len(opened().train) == 100
     capfd.readouterr()
-    data.prepare('data/x', 'train.bin')
+    preparation.prepare('data/x', 'train.bin')
     assert capfd.readouterr() == ('', '')
 
 
 def opened():
-    meta = data.read_meta('data/x')
+    meta = metadata.read_meta('data/x')
     return data.open_dataset('data/x', meta, 256, 4)
 
 
 def test_a_torn_dataset_is_prepared_again():
     """A kill leaves a folder without train.bin; tokens of another number are reported, not replaced."""
     write_script()
-    data.prepare('data/x', 'train.bin')
+    preparation.prepare('data/x', 'train.bin')
     os.remove('data/x/train.bin')
-    data.prepare('data/x', 'train.bin')
+    preparation.prepare('data/x', 'train.bin')
     assert len(opened().train) == 100
 
     np.zeros(50, '<u2').tofile('data/x/train.bin')
-    data.prepare('data/x', 'train.bin')
+    preparation.prepare('data/x', 'train.bin')
     with pytest.raises(UserError, match='50 tokens, meta.json says 100; .*prepare it again'):
         opened()
 
@@ -87,14 +87,14 @@ def test_a_torn_dataset_is_prepared_again():
 def test_the_line_of_the_script_is_the_line_of_the_parent(capfd):
     write_script(PREPARE + "\n    sys.stderr.write('a warning\\n')\n    preparation.read_text('missing.txt')\n")
     with pytest.raises(UserError, match=r'^data/x: could not be prepared: missing\.txt: No such file .*--help'):
-        data.prepare('data/x', 'train.bin')
+        preparation.prepare('data/x', 'train.bin')
     assert capfd.readouterr().err == 'a warning\n'
 
     # a traceback is shown in full
     write_script('AUTOMATIC = True\n1 / 0\n')
     os.remove('data/x/train.bin')
     with pytest.raises(UserError, match='^data/x: could not be prepared: exit code 1, see above'):
-        data.prepare('data/x', 'train.bin')
+        preparation.prepare('data/x', 'train.bin')
     assert 'ZeroDivisionError' in capfd.readouterr().err
 
 
@@ -161,6 +161,6 @@ def wait_for(path):
 def test_the_handlers_of_signals_are_put_back():
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     write_script()
-    data.prepare('data/x', 'train.bin')
+    preparation.prepare('data/x', 'train.bin')
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
     assert set(snapshot('data/x')) == {'prepare.py', 'train.bin', 'val.bin', 'meta.json'}

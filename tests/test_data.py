@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from gradus import data
+from gradus import data, metadata, preparation
 from gradus.errors import UserError
 from gradus.tokenizer import ByteTokenizer, CharTokenizer
 
@@ -170,12 +170,12 @@ def test_a_token_file_that_cannot_be_read(error, monkeypatch):
 # ---------------------------------------------------------------------------- open_dataset
 
 def opened(folder='d', block_size=4):
-    meta = data.read_meta(folder)
+    meta = metadata.read_meta(folder)
     return data.open_dataset(folder, meta, meta['vocab_size'], block_size)
 
 
 def write(ids=(3, 1, 4, 1, 5, 9, 2, 6), tokenizer=None, source='pi'):
-    data.write('d', [ids], [ids], tokenizer or ByteTokenizer(), source, '0')
+    preparation.write('d', [ids], [ids], tokenizer or ByteTokenizer(), source, '0')
 
 
 def test_a_dataset_is_opened(capsys):
@@ -244,9 +244,9 @@ def test_the_fingerprint_is_that_of_the_dataset():
         write(**change)
         seen.add(opened().fingerprint)
     os.remove('d/meta.json')
-    seen.add(data.fingerprint('d'))
+    seen.add(metadata.fingerprint('d'))
     Path('d/meta.pkl').write_bytes(pickle.dumps({'vocab_size': 65}))
-    seen.add(data.fingerprint('d'))
+    seen.add(metadata.fingerprint('d'))
     Path('d/val.bin').write_bytes(bytes(10))
-    seen.add(data.fingerprint('d'))
+    seen.add(metadata.fingerprint('d'))
     assert len(seen) == 7

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 import sample
 import train
-from gradus import checkpoint, configurator, data
+from gradus import checkpoint, configurator, data, metadata, pretrained
 
 FEW = limits(max_examples=40, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 MANY = limits(FEW, max_examples=150)
@@ -75,7 +75,7 @@ def test_settings_are_used_or_refused(changes):
     """On the command line and in a config file. Settings that pass `check` describe a model that can be built."""
     def check(cfg):
         train.check(cfg)
-        assert train.model_config(cfg, 10).n_layer == cfg.n_layer
+        assert pretrained.config_of(cfg, 10).n_layer == cfg.n_layer
 
     argv = [f'--{key}={value}' for key, value in changes]
     assert outcome(check, train.TrainConfig, argv) in (0, 2)
@@ -232,7 +232,7 @@ def test_any_meta_json(run, content):
 def test_any_train_bin(run, content):
     with open('data/babble/train.bin', 'wb') as f:
         f.write(content)
-    meta = data.read_meta('data/babble')
+    meta = metadata.read_meta('data/babble')
 
     try:
         tokens = data.Tokens('data/babble/train.bin', meta['dtype'], meta['vocab_size'], 16)

@@ -160,8 +160,8 @@ def test_file_damaged(name, damage, tmp_path):
 
 
 @pytest.mark.parametrize('changes, named', [
-    (dict(model_type='llama'), 'llama; expected gpt2'),
-    (dict(activation_function='silu'), 'activation_function=silu'),
+    (dict(model_type='llama'), "'llama'; expected gpt2"),
+    (dict(activation_function='silu'), "activation_function='silu'"),
     (dict(layer_norm_epsilon=1e-6), 'layer_norm_epsilon=1e-06'),
     (dict(scale_attn_by_inverse_layer_idx=True), 'scale_attn_by_inverse_layer_idx=True'),
     (dict(scale_attn_weights=False), 'scale_attn_weights=False'),

@@ -11,7 +11,7 @@ from conftest import settings
 import sample
 import train
 from benchmarks import llama_cpp
-from gradus import data
+from gradus import data, metadata
 from gradus.errors import UserError
 from gradus.inference import Int8Linear, SplitLinear, cast_linear, compile_decoding, replace_linear
 from gradus.sampling import Sampler
@@ -97,7 +97,7 @@ def test_every_linear_layer_of_a_model_is_replaced(kind, threads):
 
 
 def some_validation_text():
-    meta = data.read_meta('data/babble')
+    meta = metadata.read_meta('data/babble')
     ids = data.Tokens('data/babble/val.bin', meta['dtype'], meta['vocab_size'], 16).ids
     return build_tokenizer(meta['tokenizer']).decode(ids[:3000].tolist())
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gradus import data
+from gradus import metadata
 from gradus.errors import UserError
 
 TWO_BYTES = np.dtype('<u2')
@@ -21,7 +21,7 @@ def here(tmp_path, monkeypatch):
 
 def test_without_meta_the_tokens_are_gpt2s():
     os.makedirs('d')
-    assert data.read_meta('d') == dict(vocab_size=50304, dtype=TWO_BYTES, tokenizer={'kind': 'gpt2'})
+    assert metadata.read_meta('d') == dict(vocab_size=50304, dtype=TWO_BYTES, tokenizer={'kind': 'gpt2'})
 
 
 class Hostile:
@@ -44,7 +44,7 @@ def test_meta_pkl_runs_nothing_and_is_refused_in_one_line(content):
     os.makedirs('d')
     Path('d/meta.pkl').write_bytes(content)
     with pytest.raises(UserError) as e:
-        data.read_meta('d')
+        metadata.read_meta('d')
 
     assert not os.path.exists('was_here')
     assert str(e.value).isprintable()
@@ -86,7 +86,7 @@ def test_meta_json_of_the_wrong_form_is_refused_in_one_line(text):
     os.makedirs('d')
     Path('d/meta.json').write_text(text)
     with pytest.raises(UserError) as e:
-        data.read_meta('d')
+        metadata.read_meta('d')
 
     assert str(e.value).isprintable()
     assert len(str(e.value)) < 300
@@ -97,7 +97,7 @@ def test_a_meta_json_with_more_in_it_is_read():
     os.makedirs('d')
     Path('d/meta.json').write_text('{"vocab_size": 3, "vocab_size": 300, "dtype": "uint32", "x": [NaN], '
                                    '"tokenizer": {"kind": "byte"}, "source": 5}')
-    assert data.read_meta('d') == dict(vocab_size=300, dtype=np.dtype('<u4'), tokenizer={'kind': 'byte'},
+    assert metadata.read_meta('d') == dict(vocab_size=300, dtype=np.dtype('<u4'), tokenizer={'kind': 'byte'},
                                        train_tokens=None, val_tokens=None, source=None)
 
 
@@ -112,14 +112,14 @@ def test_meta_files_that_are_no_files(name):
         os.symlink(target, f'{folder}/{name}')
     for folder in ('folder', 'pipe', 'device', 'link'):
         with pytest.raises(UserError, match=rf'^{folder}/{name}: .*; expected a file$'):
-            data.read_meta(folder)
+            metadata.read_meta(folder)
 
     # so large that it costs an hour to read
     os.mkdir('large')
     with open(f'large/{name}', 'wb') as f:
         f.truncate(2 ** 40)
     with pytest.raises(UserError, match='expected a small file'):
-        data.read_meta('large')
+        metadata.read_meta('large')
 
 
 # ---------------------------------------------------------------------------- nanoGPT's meta.pkl
@@ -127,7 +127,7 @@ def test_meta_files_that_are_no_files(name):
 def meta_of(**meta):
     os.makedirs('d', exist_ok=True)
     Path('d/meta.pkl').write_bytes(pickle.dumps(meta))
-    return data.read_meta('d')
+    return metadata.read_meta('d')
 
 
 ABC = {'kind': 'char', 'chars': ['a', 'b', 'c']}
@@ -177,7 +177,7 @@ def test_a_vocabulary_without_text_is_enough_to_train(meta, found):
 
 def message(folder):
     with pytest.raises(UserError) as e:
-        data.read_meta(folder)
+        metadata.read_meta(folder)
     assert str(e.value).isprintable()
     return str(e.value)
 

@@ -157,7 +157,7 @@ if os.environ['RANK'] == '1':
     if how == 'data':
         os.chdir('elsewhere')
     elif how == 'order':
-        train.data.fingerprint = lambda folder: 'another text'
+        train.metadata.fingerprint = lambda folder: 'another text'
     else:
         sys.argv.append(how)
 configurator.launch(train.main, train.TrainConfig)
@@ -238,19 +238,19 @@ def test_shards_are_equal_and_complete():
 
 # ---------------------------------------------------------------------------- one process
 
-def test_cpu_defaults_and_notes():
+def test_cpu_defaults_and_warnings(capsys):
     run = parallel.init('cpu')
+    assert capsys.readouterr().err == ''
     assert run.device.type == 'cpu'
     assert run.dtype == torch.float32
     assert run.compile is False
     assert (run.rank, run.world_size) == (0, 1)
-    assert run.note == ''
     assert run.is_main
     assert run.sum(1, torch.tensor(2.5)) == [1.0, 2.5]
 
     float16 = parallel.init('cpu', 'float16')
     assert float16.dtype == torch.float32
-    assert 'using float32 on cpu' in float16.note
+    assert 'using float32 on cpu' in capsys.readouterr().err
 
     assert parallel.init('cpu', 'bfloat16').dtype == torch.bfloat16
 

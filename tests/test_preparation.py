@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gradus import data, preparation
+from gradus import data, metadata, preparation
 from gradus.errors import UserError
 from gradus.files import WriteError
 from gradus.tokenizer import ByteTokenizer, CharTokenizer
@@ -34,11 +34,11 @@ def test_texts_that_are_no_files():
     os.mkfifo('pipe')
     for name, found in (('folder', 'a folder'), ('pipe', 'a pipe'), ('/dev/zero', 'a device'), ('missing', 'No such')):
         with pytest.raises(UserError, match=rf'^{name}: {found}.*; expected a file$'):
-            data.read_text(name)
+            preparation.read_text(name)
     with pytest.raises(UserError, match='File name too long'):
-        data.read_text('x' * 300)
+        preparation.read_text('x' * 300)
     with pytest.raises(UserError, match='null'):
-        data.read_text('a\0b')
+        preparation.read_text('a\0b')
 
 
 def test_a_text_that_may_not_be_read(monkeypatch):
@@ -48,7 +48,7 @@ def test_a_text_that_may_not_be_read(monkeypatch):
     Path('x').touch()
     monkeypatch.setattr('builtins.open', refuses)
     with pytest.raises(UserError, match='^x: Permission denied; expected a text file$'):
-        data.read_text('x')
+        preparation.read_text('x')
 
 
 def test_a_download_is_checked(tmp_path):
@@ -87,8 +87,8 @@ def test_dataset_round_trip_with_large_ids():
     class Big(ByteTokenizer):
         n_vocab = 100_000
 
-    data.write('data/big', [[99_999, 1], [70_000]], [[5, 65_536]], Big(), 'numbers', 'ab' * 32)
-    meta = data.read_meta('data/big')
+    preparation.write('data/big', [[99_999, 1], [70_000]], [[5, 65_536]], Big(), 'numbers', 'ab' * 32)
+    meta = metadata.read_meta('data/big')
     assert os.path.getsize('data/big/train.bin') == 12
     assert meta['dtype'] == np.dtype('<u4')
     assert meta['vocab_size'] == 100_000
@@ -103,14 +103,14 @@ def test_dataset_round_trip_with_large_ids():
 
 
 def test_ids_are_little_endian_uint16():
-    data.write('d', [[258, 1]], [[0]], CharTokenizer([chr(i) for i in range(300)]), '', '')
+    preparation.write('d', [[258, 1]], [[0]], CharTokenizer([chr(i) for i in range(300)]), '', '')
     assert Path('d/train.bin').read_bytes() == b'\x02\x01\x01\x00'
 
 
 def test_a_broken_write_leaves_the_old_file():
-    data.write('d', [[1, 2]], [[3]], ByteTokenizer(), '', '')
+    preparation.write('d', [[1, 2]], [[3]], ByteTokenizer(), '', '')
     with pytest.raises(OverflowError):
-        data.write('d', [[4], [70_000]], [[3]], ByteTokenizer(), '', '')
+        preparation.write('d', [[4], [70_000]], [[3]], ByteTokenizer(), '', '')
     assert Path('d/train.bin').read_bytes() == b'\x01\x00\x02\x00'
 
 
@@ -183,7 +183,7 @@ NEW = [[0, 1, 2, 2, 2], [1, 1, 1]], CharTokenizer('xyz')
 
 def write(dataset):
     (train, val), tokenizer = dataset
-    data.write('d', [train], [val], tokenizer, 'text', '0')
+    preparation.write('d', [train], [val], tokenizer, 'text', '0')
 
 
 def write_old(kind):
@@ -201,7 +201,7 @@ def write_old(kind):
 def opened():
     """All that training sees of the dataset; None if it is refused, in one line."""
     try:
-        meta = data.read_meta('d')
+        meta = metadata.read_meta('d')
         if meta['tokenizer'] == {'kind': 'gpt2'}:
             meta['tokenizer'] = {'kind': 'byte'}      # needs no files
         found = data.open_dataset('d', meta, meta['vocab_size'], 2)

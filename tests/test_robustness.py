@@ -23,7 +23,7 @@ from conftest import (
 
 import sample
 import train
-from gradus import checkpoint, configurator, data, parallel
+from gradus import checkpoint, configurator, data, metadata, parallel, preparation
 from gradus.errors import UserError
 from gradus.tokenizer import CharTokenizer
 
@@ -106,7 +106,7 @@ def three_steps(monkeypatch, scaling, hook=None, poisoned=()):
     """
     run = parallel.init('cpu')
     cfg = settings()
-    meta = data.read_meta('data/babble')
+    meta = metadata.read_meta('data/babble')
     model, _ = train.build_model(cfg, run, meta)
     tokens = data.Tokens('data/babble/train.bin', meta['dtype'], meta['vocab_size'], cfg.block_size)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -218,7 +218,7 @@ def test_nanogpts_checkpoint_counts_as_evaluated(place, capsys):
 def test_another_machine_gets_a_warning(place, capsys):
     train.main(settings(max_iters=2))
     state = checkpoint.load('out/ckpt.pt')
-    fingerprint = data.fingerprint('data/babble')
+    fingerprint = metadata.fingerprint('data/babble')
     assert state['machine'] == parallel.init('cpu').environment(data=fingerprint)
 
     # The same machine gets none.
@@ -241,7 +241,8 @@ def test_other_data_gets_a_warning(place, capsys):
     train.main(settings(max_iters=2))
     text = babble(seed=3)
     tokenizer = CharTokenizer.from_text(text)
-    data.write('data/babble', [tokenizer.encode(text[:18_000])], [tokenizer.encode(text[18_000:])], tokenizer, 'b', '1')
+    ids = tokenizer.encode(text)
+    preparation.write('data/babble', [ids[:18_000]], [ids[18_000:]], tokenizer, 'b', '1')
     capsys.readouterr()
 
     train.main(settings(max_iters=3, init_from='resume'))

@@ -12,7 +12,7 @@ from conftest import prepare_babble, read_log, settings, sha256_of, snapshot
 from torch.nn import functional as F
 
 import train
-from gradus import checkpoint, data, evaluation, optim, parallel, pretrained
+from gradus import checkpoint, data, evaluation, metadata, optim, parallel, pretrained
 from gradus.errors import UserError
 from model import GPT
 
@@ -137,7 +137,7 @@ def one_step(cfg, **changes):
     """All weights after one step of plain SGD from the same start, with the loss and the gradient norm."""
     cfg = replace(cfg, **changes)
     run = parallel.init('cpu')
-    meta = data.read_meta('data/babble')
+    meta = metadata.read_meta('data/babble')
     model, _ = train.build_model(cfg, run, meta)
     tokens = data.Tokens('data/babble/train.bin', meta['dtype'], meta['vocab_size'], cfg.block_size)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
@@ -176,10 +176,10 @@ def test_gradient_clipping(place):
 def test_model_args_are_nanogpts_seven_unless_the_model_is_not_gpt2(place):
     seven = dict(n_layer=2, n_head=4, n_embd=32, block_size=16, bias=False, vocab_size=10, dropout=0.1)
 
-    gpt2_style = train.model_config(settings(**GPT2_STYLE), 10)
+    gpt2_style = pretrained.config_of(settings(**GPT2_STYLE), 10)
     assert checkpoint.model_args(gpt2_style) == seven
 
-    modern = train.model_config(settings(), 10)
+    modern = pretrained.config_of(settings(), 10)
     assert checkpoint.model_args(modern) == {**seven, 'pos': 'rotary', 'mlp': 'swiglu', 'n_kv_head': 2}
 
 
@@ -193,7 +193,7 @@ def losses(model, tokens, cfg, byte_lengths=None):
 def evaluated(cfg, split='val'):
     """A new model, the tokens of a split, and the model's losses on them with 3 bytes per character."""
     run = parallel.init('cpu')
-    meta = data.read_meta('data/babble')
+    meta = metadata.read_meta('data/babble')
     model, _ = train.build_model(cfg, run, meta)
     tokens = data.Tokens(f'data/babble/{split}.bin', meta['dtype'], meta['vocab_size'], cfg.block_size)
     lengths = torch.full((meta['vocab_size'],), 3)
@@ -402,6 +402,6 @@ def test_a_gpt2_style_run_has_the_parameters_of_gpt2_only(place):
     assert all(type(v) in (str, int, float, bool, type(None)) for v in state['config'].values())
     pretrained.gpt_from_weights(state['model_args'], state['model'])
 
-    model = GPT(train.model_config(cfg, state['model_args']['vocab_size']))
+    model = GPT(pretrained.config_of(cfg, state['model_args']['vocab_size']))
     saved_sizes = [len(g['params']) for g in state['optimizer']['param_groups']]
     assert saved_sizes == [len(g['params']) for g in optim.param_groups(model, 0.1)]
