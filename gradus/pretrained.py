@@ -10,7 +10,7 @@ import os
 import re
 from dataclasses import dataclass, fields, replace
 
-from gradus import checkpoint, hf, metadata
+from gradus import checkpoint, configurator, hf, metadata
 from gradus.errors import UserError, one_line, show
 from model import GPT, GPTConfig
 
@@ -193,8 +193,8 @@ def config_of(cfg, vocab_size):
     shape = {f.name: getattr(cfg, f.name) for f in fields(GPTConfig) if f.name != 'vocab_size'}
     try:
         return GPTConfig(vocab_size=vocab_size, **shape)
-    except ValueError as e:
-        raise UserError(str(e)) from e
+    except (ValueError, OverflowError) as e:
+        raise UserError(configurator.explain(cfg, one_line(e))) from e
 
 
 def padded_vocab_size(n):
