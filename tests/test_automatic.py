@@ -93,7 +93,7 @@ def test_the_line_of_the_script_is_the_line_of_the_parent(capfd):
     # a traceback is shown in full
     write_script('AUTOMATIC = True\n1 / 0\n')
     os.remove('data/x/train.bin')
-    with pytest.raises(UserError, match='^data/x: could not be prepared: exit code 1, see above'):
+    with pytest.raises(UserError, match='^data/x: could not be prepared, see above .exit code 1.'):
         data.prepare('data/x', 'train.bin')
     assert 'ZeroDivisionError' in capfd.readouterr().err
 
@@ -111,8 +111,8 @@ def test_a_folder_that_cannot_be_written_is_one_line():
         assert ran.returncode == 2
         assert err.count('\n') == 1
         assert err.startswith('error: data/x: not prepared yet, and it cannot be written; ')
-        command = re.search(r'run python (\S+) --out (\S+), and', err)
-        assert command.groups() == (os.path.abspath('data/x/prepare.py'), 'data/x')
+        commands = re.search(r'run python (\S+) --out (\S+) and then python (\S+)', err)
+        assert commands.groups() == (os.path.abspath('data/x/prepare.py'), 'data/x', str(REPO / 'train.py'))
 
 
 SLOW = """
