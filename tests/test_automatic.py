@@ -128,18 +128,19 @@ time.sleep(100)
 
 
 @pytest.mark.skipif(os.name != 'posix', reason='process groups')
-@pytest.mark.parametrize('moment', ['at once', 'importing', 'imported'])
+@pytest.mark.parametrize('moment', ['at once', 'importing', 'imported', 'imported, to train.py alone'])
 @pytest.mark.parametrize('number, code, said', [(signal.SIGINT, 130, 'interrupted\n'), (signal.SIGTERM, 143, '')])
 def test_ctrl_c_during_preparation(moment, number, code, said):
-    """A terminal sends it to the whole process group."""
+    """A terminal sends it to the whole process group, `kill` to one process."""
     write_script(SLOW)
     ran = run_train(start_new_session=True)
     assert ran.stdout.readline() == 'preparing data/x ...\n'
     if moment == 'importing':
         wait_for('pid2')
-    elif moment == 'imported':
+    elif moment.startswith('imported'):
         assert ran.stdout.readline() == 'imported\n'
-    os.killpg(ran.pid, number)
+    send = os.kill if moment.endswith('alone') else os.killpg
+    send(ran.pid, number)
 
     _, err = ran.communicate(timeout=60)
     assert err == said
