@@ -158,6 +158,8 @@ def _read_ink(path):
         from PIL import Image, ImageOps
     except ImportError as e:
         raise UserError('--predict of an image file needs Pillow; pip install pillow, or use --predict=test:N') from e
+    if os.path.exists(path) and not os.path.isdir(path):
+        require_file(path)
     try:
         with Image.open(path) as image:
             image = ImageOps.exif_transpose(image).convert('RGBA')              # upright, however the camera was held

@@ -119,8 +119,7 @@ def _read_meta_pkl(path):
     try:
         meta = unpickle.load(_content(path))
     except unpickle.Refused as e:
-        raise UserError(f"{path}: expected nanoGPT's dictionary of vocab_size, itos, stoi, as plain data; "
-                        f'refused: {e}') from e
+        raise UserError(f"{path}: expected nanoGPT's plain dictionary of vocab_size, itos, stoi; refused: {e}") from e
     if type(meta) is not dict:
         raise UserError(f"{path}: holds {show(meta)}; expected nanoGPT's dictionary of vocab_size, itos, stoi")
     vocab_size = meta.get('vocab_size')

@@ -222,8 +222,9 @@ def prepare(folder, name):
     if not re.search(r'^AUTOMATIC = True', read_text(script), flags=re.MULTILINE):
         raise UserError(f'{folder}: no {name}; prepare the dataset first: python {script}')
     if not os.access(folder, os.W_OK):
+        run = [shlex.quote(os.path.abspath(path)) for path in (script, sys.argv[0])]
         raise UserError(f'{folder}: not prepared yet, and it cannot be written; in a folder of your own, run '
-                        f'python {shlex.quote(os.path.abspath(script))} --out {folder}, and train there')
+                        f'python {run[0]} --out {folder} and then python {run[1]}')
 
     print(f'preparing {folder} ...', flush=True)
     returncode, lines = _run(script)
@@ -233,8 +234,8 @@ def prepare(folder, name):
     if lines:
         print('\n'.join(lines), file=sys.stderr)
     if returncode:
-        reason = reason or f'exit code {returncode}, see above'
-        raise UserError(f'{folder}: could not be prepared: {reason}; python {script} --help lists its options')
+        why = f': {reason}' if reason else f', see above (exit code {returncode})'
+        raise UserError(f'{folder}: could not be prepared{why}; python {script} --help lists its options')
 
 
 def _run(script):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from conftest import REPO, snapshot
 
-from gradus import data, metadata, preparation
+from gradus import metadata, preparation
 from gradus.errors import UserError
 
 
@@ -93,7 +93,7 @@ def test_the_line_of_the_script_is_the_line_of_the_parent(capfd):
     # a traceback is shown in full
     write_script('AUTOMATIC = True\n1 / 0\n')
     os.remove('data/x/train.bin')
-    with pytest.raises(UserError, match='^data/x: could not be prepared: exit code 1, see above'):
+    with pytest.raises(UserError, match='^data/x: could not be prepared, see above .exit code 1.'):
         preparation.prepare('data/x', 'train.bin')
     assert 'ZeroDivisionError' in capfd.readouterr().err
 
@@ -111,8 +111,8 @@ def test_a_folder_that_cannot_be_written_is_one_line():
         assert ran.returncode == 2
         assert err.count('\n') == 1
         assert err.startswith('error: data/x: not prepared yet, and it cannot be written; ')
-        command = re.search(r'run python (\S+) --out (\S+), and', err)
-        assert command.groups() == (os.path.abspath('data/x/prepare.py'), 'data/x')
+        commands = re.search(r'run python (\S+) --out (\S+) and then python (\S+)', err)
+        assert commands.groups() == (os.path.abspath('data/x/prepare.py'), 'data/x', str(REPO / 'train.py'))
 
 
 SLOW = """
@@ -128,18 +128,19 @@ time.sleep(100)
 
 
 @pytest.mark.skipif(os.name != 'posix', reason='process groups')
-@pytest.mark.parametrize('moment', ['at once', 'importing', 'imported'])
+@pytest.mark.parametrize('moment', ['at once', 'importing', 'imported', 'imported, to train.py alone'])
 @pytest.mark.parametrize('number, code, said', [(signal.SIGINT, 130, 'interrupted\n'), (signal.SIGTERM, 143, '')])
 def test_ctrl_c_during_preparation(moment, number, code, said):
-    """A terminal sends it to the whole process group."""
+    """A terminal sends it to the whole process group, `kill` to one process."""
     write_script(SLOW)
     ran = run_train(start_new_session=True)
     assert ran.stdout.readline() == 'preparing data/x ...\n'
     if moment == 'importing':
         wait_for('pid2')
-    elif moment == 'imported':
+    elif moment.startswith('imported'):
         assert ran.stdout.readline() == 'imported\n'
-    os.killpg(ran.pid, number)
+    send = os.kill if moment.endswith('alone') else os.killpg
+    send(ran.pid, number)
 
     _, err = ran.communicate(timeout=60)
     assert err == said

@@ -85,12 +85,14 @@ def test_read_idx_refuses_damage_in_one_line(content, tmp_path):
 
 
 @pytest.mark.skipif(os.name != 'posix', reason='pipes and devices are different there')
-def test_read_idx_refuses_what_is_no_file_at_once(tmp_path):
+def test_what_is_no_file_is_refused_at_once(tmp_path):
     os.mkfifo(tmp_path / 'pipe')
     os.symlink('/dev/zero', tmp_path / 'device')
     for name, found in (('pipe', 'a pipe'), ('device', 'a device'), ('', 'a folder')):
         with pytest.raises(UserError, match=f'{found}; expected a file'):
             digits.read_idx(tmp_path / name)
+        with pytest.raises(UserError, match='expected a'):
+            digits.read_picture(tmp_path / name)
 
 
 def test_read_idx_unpacks_no_bomb(tmp_path, monkeypatch):
