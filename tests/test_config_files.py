@@ -10,6 +10,7 @@ from conftest import REPO
 from test_configurator import failure, load, write
 
 import train
+from gradus.errors import UserError
 from sample import SampleConfig
 from train import TrainConfig
 
@@ -133,20 +134,22 @@ def test_idiom(text, expected, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize('content, expected', [
-    ('max_iters = 2.5', 'a.py: max_iters: expected int, found 2.5'),
+    ('max_iters = math.inf', 'a.py: max_iters: expected int, found inf'),
+    ('max_iters = math.nan', 'a.py: max_iters: expected int, found nan'),
+    ('max_iters = 10 ** 5000', 'a.py: max_iters: expected int up to 2^64, found <int of 16,610 bits>'),
     ('max_iters = "5"', "a.py: max_iters: expected int, found '5'"),
     ('max_iters = True', 'a.py: max_iters: expected int, found True'),
     ('seed = "y" * 99', "a.py: seed: expected int, found 'yyy"),
     ('dropout = None', 'a.py: dropout: expected float, found None'),
     ('dropout = False', 'a.py: dropout: expected float, found False'),
-    ('min_lr = 10 ** 400', 'a.py: min_lr: expected float, found 1000'),
+    ('min_lr = 10 ** 400', 'a.py: min_lr: expected float up to 2^64, found <int of 1,329 bits>'),
     ('out_dir = ["a"]', "a.py: out_dir: expected str, found ['a']"),
     ('out_dir = None', 'a.py: out_dir: expected str, found None'),
     ('dataset = 3', 'a.py: dataset: expected str, found 3'),
     ('eval_only = 2', 'a.py: eval_only: expected bool, found 2'),
     ('compile = None', 'a.py: compile: expected bool or str, found None'),
-    ('eval_only = np.array([0, 1])', 'a.py: eval_only: expected bool, found array([0, 1])'),
-    ('seed = torch.zeros(3, 3)', 'a.py: seed: expected int, found tensor('),
+    ('eval_only = np.array([0, 1])', 'a.py: eval_only: expected bool, found <ndarray>'),
+    ('seed = torch.zeros(3, 3)', 'a.py: seed: expected int, found <Tensor>'),
     ('eval_only = "yes"', "a.py: eval_only: expected bool, found 'yes'"),
     ('n_layer = 2\nn_head = = 3', 'a.py:2: invalid syntax: n_head = = 3'),
     ('\n\nprint("a', 'a.py:3: unterminated string'),
@@ -157,7 +160,12 @@ def test_idiom(text, expected, monkeypatch, capsys):
     ('def f(n):\n    return f(n + 1)\nf(0)', 'a.py:2: RecursionError: '),
     ('# größer'.encode('latin-1'), 'a.py: cannot be read as a Python file: '),
     ('missing', 'a.py: no such config file; expected a Python file'),
-    ('folder', 'a.py: cannot be read as a Python file: '),
+    ('folder', 'a.py: a folder; expected a file'),
+    ('raise SystemExit(3)', 'a.py:1: SystemExit: 3'),
+    ('class E(Exception):\n    def __str__(self): return 1 / 0\nraise E', 'a.py:3: E:'),
+    ('dataset = "\\x1b[2J" + chr(0)\nn_layer = "\\x1b[2J"', r"a.py: n_layer: expected int, found '\x1b[2J'"),
+    ('lr_schedule = 3', 'a.py: lr_schedule: expected str, found 3; lr_schedule is a setting of this train.py, which'),
+    ('n_inner = "wide"', "a.py: n_inner: expected int, found 'wide'; n_inner is a setting of this train.py, which"),
 ])
 def test_wrong_file(content, expected, capsys):
     if content == 'folder':
@@ -165,6 +173,67 @@ def test_wrong_file(content, expected, capsys):
     elif content != 'missing':
         write('a.py', content)
     assert failure(capsys, 'a.py', '--max_iters=1').startswith(expected)
+
+
+# ---------------------------------------------------------------------------- nanoGPT's users and forks
+
+def test_counts_may_be_fractions_in_a_file_only(capsys):
+    cfg = load(write('a.py', 'max_iters = 1001\nwarmup_iters = 0.03 * max_iters\nlr_decay_iters = max_iters / 2'))
+    assert (cfg.warmup_iters, cfg.lr_decay_iters) == (30, 500)
+    assert type(cfg.warmup_iters) is int
+    assert failure(capsys, '--warmup_iters=30.03').startswith('--warmup_iters=30.03: expected int, found 30.03')
+
+
+def test_none_is_the_default_of_what_nanogpt_lacks(capsys):
+    names = ('lr_schedule', 'pos', 'norm', 'mlp', 'n_kv_head', 'n_inner', 'optimizer', 'data_order')
+    cfg = load(write('a.py', '\n'.join(f'{name} = None' for name in names)))
+    assert [getattr(cfg, name) for name in names] == [getattr(TrainConfig(), name) for name in names]
+    assert failure(capsys, write('b.py', 'n_layer = None')).startswith('b.py: n_layer: expected int, found None')
+
+
+@pytest.mark.parametrize('line, expected', [
+    ("lr_schedule = 'wsd'", "lr_schedule='wsd': expected one of cosine, linear"),
+    ("optimizer = 'lion'", "optimizer='lion': expected one of adamw, muon"),
+    ("norm = 'LayerNorm'", "norm='LayerNorm': expected one of layernorm, rmsnorm"),
+    ('n_inner = -1', 'n_kv_head=0, n_inner=-1: expected 0'),
+])
+def test_a_value_of_a_fork_is_told_as_what_it_is(line, expected):
+    name = line.split()[0]
+    with pytest.raises(UserError) as e:
+        train.check(load(write('a.py', line)))
+    assert str(e.value).startswith(expected)
+    assert str(e.value).endswith(f'; {name} is a setting of this train.py, which nanoGPT does not have')
+
+    flag = f"--{name}={line.split()[-1].strip(chr(39))}"
+    with pytest.raises(UserError) as e:               # the command line was written for this train.py
+        train.check(load(flag))
+    assert 'nanoGPT' not in str(e.value)
+
+
+def test_a_file_of_a_fork_gets_one_note(capsys):
+    load(write('a.py', "use_moe = True\nn_experts = 8\nlr_schedule = 'linear'\npos = 'rotary'\nn_layer = 3"))
+    err = capsys.readouterr().err
+    assert err.count('\n') == err.count('note: ') == 1
+    assert 'a.py seems to be written for another train.py, as it sets n_experts and use_moe' in err
+    assert 'it also sets lr_schedule and pos, which nanoGPT does not have' in err
+
+
+@pytest.mark.parametrize('content', [
+    "lr_schedule = 'linear'\npos = 'rotary'",
+    'use_moe = True\nn_layer = 3',
+    "tokens = 8000\nbatch_size = tokens // 1000\npos = 'rotary'",
+    "num_samples = 3\ntop_p = 0.5\npos = 'rotary'",
+])
+def test_other_files_get_none(content, capsys):
+    """Ours, nanoGPT's, those with helpers, those with keys of sample.py."""
+    load(write('a.py', content))
+    assert capsys.readouterr().err == ''
+
+
+@pytest.mark.parametrize('path', sorted(REPO.glob('config/*.py')), ids=lambda path: path.name)
+def test_our_own_files_get_none(path, capsys):
+    load(str(path)) if 'mnist_' not in path.name else None
+    assert 'note: ' not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('line, meant', [

@@ -102,7 +102,6 @@ ANY_STRING = ('', 'a=b', '=', '--seed=1', '1', 'None', 'True', "'q'", '[1]', ' a
     ('max_iters=2.0', 2),
     ('max_iters=6_000', 6000),
     ('max_iters=-3', -3),
-    ('max_iters=' + '9' * 400, 10 ** 400 - 1),
     *[(f'wandb_log={text}', True) for text in ('true', 'True', '1')],
     *[(f'decay_lr={text}', False) for text in ('false', 'False', '0')],
     ('compile=auto', 'auto'),
@@ -126,7 +125,8 @@ NOT_INT = ('1.5', '', 'ten', 'True', 'None', '[1]', '{[]: 1}', '1e999', 'nan', '
 
 @pytest.mark.parametrize('arg, expected', [
     *[(f'--max_iters={text}', 'int, found') for text in NOT_INT],
-    *[(f'--learning_rate={text}', 'float, found') for text in ('', 'fast', 'None', 'False', '1j', '9' * 400)],
+    *[(f'--learning_rate={text}', 'float, found') for text in ('', 'fast', 'None', 'False', '1j')],
+
     *[(f'--wandb_log={text}', 'bool, found') for text in ('', 'yes', '2', '1.0', 'None')],
     *[
         (text, '--key=value, or the path of a config file')
@@ -137,6 +137,14 @@ NOT_INT = ('1.5', '', 'ten', 'True', 'None', '[1]', '{[]: 1}', '1e999', 'nan', '
 def test_wrong_argument(arg, expected, capsys):
     shown = ' '.join(arg.split())
     assert failure(capsys, arg).startswith(f'{shown}: expected {expected}')
+
+
+def test_numbers_without_end_are_shown_short(capsys):
+    for key, kind in (('learning_rate', 'float'), ('max_iters', 'int')):
+        for digits in (400, 10_000):
+            message = failure(capsys, f'--{key}=' + '9' * digits)
+            assert f'...: expected {kind}' in message
+            assert len(message) < 300
 
 
 @pytest.mark.parametrize('arg, expected', [
@@ -171,7 +179,6 @@ def test_traps_warn_and_keep_their_meaning(capsys):
     assert warnings == ['warning: lr_decay_iters', 'warning: warmup_iters']
     assert repr(cfg) == repr(TrainConfig(max_iters=1000))
 
-    train.check(load('--max_iters=' + '9' * 400))     # makes no sense, but must not crash
 
 
 def test_a_flag_needs_no_value():

@@ -129,8 +129,11 @@ def in_shell(command, **env):
     return subprocess.run(['sh', '-c', command], capture_output=True, timeout=300, env={**os.environ, **env})
 
 
+SLOW = pytest.mark.slow
+
+
 @needs_a_shell
-@pytest.mark.parametrize('closed', ['<&-', '>&-', '2>&-', '<&- >&- 2>&-'])
+@pytest.mark.parametrize('closed', ['<&- >&- 2>&-', *(pytest.param(c, marks=SLOW) for c in ('<&-', '>&-', '2>&-'))])
 def test_closed_streams(place, closed):
     flags = '--dataset=babble --device=cpu --n_layer=1 --n_head=1 --n_embd=8 --block_size=8 --batch_size=2 '
     flags += '--gradient_accumulation_steps=1 --max_iters=3 --lr_decay_iters=3 --warmup_iters=0 --eval_iters=1'
@@ -170,18 +173,18 @@ def test_any_encoding(encoding, tmp_path):
 
 @needs_a_shell
 def test_ctrl_c_during_imports_is_one_line(tmp_path):
-    """Interrupted at six moments of the start, from before torch is imported to after."""
+    """Interrupted at four moments of the start, from before torch is imported to after."""
     import signal
 
     codes = []
-    for n in range(1, 7):
+    for n in range(1, 5):
         process = subprocess.Popen([sys.executable, REPO / 'train.py', '--dataset=missing'], cwd=tmp_path, text=True,
                                    stderr=subprocess.PIPE)
-        time.sleep(0.1 + 0.25 * n)
+        time.sleep(0.05 + 0.15 * n)
         process.send_signal(signal.SIGINT)
         _, err = process.communicate()
         codes.append(process.returncode)
         assert 'Traceback' not in err
         if process.returncode == 130:
             assert err.endswith('interrupted\n')
-    assert codes.count(130) > 2, codes
+    assert codes.count(130) > 1, codes

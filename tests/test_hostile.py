@@ -297,7 +297,7 @@ def test_prefixes_in_any_order_and_depth(prefix):
 
 
 @pytest.mark.skipif(not hasattr(os, 'mkfifo'), reason='needs pipes')
-@pytest.mark.parametrize('kind', ['pipe', 'folder', 'device'])
+@pytest.mark.parametrize('kind', ['pipe', *(pytest.param(k, marks=pytest.mark.slow) for k in ('folder', 'device'))])
 def test_what_is_no_file_is_refused_at_once(place, kind):
     os.makedirs('out')
     if kind == 'pipe':

@@ -105,6 +105,7 @@ def test_a_terminal_that_is_closed(place, whole):
     assert_stopped_and_resumable(whole)
 
 
+@pytest.mark.slow
 def test_a_terminal_that_vanishes_without_a_signal(place, whole):
     import pty
 
@@ -119,6 +120,7 @@ def test_a_terminal_that_vanishes_without_a_signal(place, whole):
     assert_stopped_and_resumable(whole)
 
 
+@pytest.mark.slow
 def test_nohup_means_what_it_says(place):
     process = subprocess.Popen(['nohup', *TRAIN, *flags_of(**LONG)], text=True, stdout=subprocess.PIPE,
                                stderr=subprocess.STDOUT)
@@ -129,6 +131,7 @@ def test_nohup_means_what_it_says(place):
     assert checkpoint.load('out/ckpt.pt')['iter_num'] == 300
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('term', ['dumb', '', 'nonsense'])
 def test_any_terminal(place, term):
     import pty

@@ -236,7 +236,7 @@ def test_a_link_to_the_place_where_runs_go():
 
 def test_a_folder_that_cannot_be_written_is_one_line(place):
     Path('file').write_text('')
-    for out_dir in ('file', 'file/below', 'x' * 300, *(['/proc/none'] if sys.platform == 'linux' else [])):
+    for out_dir in ('file/below', 'x' * 300, *(['/proc/none'] if sys.platform == 'linux' else [])):
         ran = run_script('train.py', *flags_of(out_dir=out_dir))
         assert ran.returncode == 2
         last = ran.stderr.splitlines()[-1]
