@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 
 import sample
 import train
-from gradus import checkpoint, configurator, data, metadata, pretrained
+from gradus import checkpoint, configurator, data, hf, metadata, pretrained
+from model import GPT, GPTConfig
 
 FEW = limits(max_examples=40, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 MANY = limits(FEW, max_examples=150)
@@ -213,6 +214,66 @@ def test_any_value_anywhere_in_a_checkpoint(run, draws):
 
     assert outcome(sample.main, sample.SampleConfig, SAMPLE_FROM_FUZZ) in (0, 2)
     assert outcome(train.main, train.TrainConfig, RESUME_FUZZ) in (0, 2)
+
+
+JSON_VALUES = st.one_of(
+    ANY_JSON,
+    st.sampled_from([10 ** 4000, -1, 0, 2 ** 31, 2 ** 63, 1e308, 'gpt2', 'x' * 10 ** 5, '\x1b[2J', '12', {}, []]),
+)
+
+
+def write_changed(path, value, draws):
+    """Write `value` as JSON to `path`, with one or two of its parts replaced or left out."""
+    for _ in range(draws.draw(st.integers(1, 2))):
+        places = sorted(paths(value), key=str)
+        if places:
+            new = draws.draw(st.just(DELETE) | JSON_VALUES, 'value')
+            value = changed(value, draws.draw(st.sampled_from(places), 'path'), new)
+    limit = getattr(sys, 'set_int_max_str_digits', lambda n: None)
+    limit(0)                                          # to write them; they are read with the usual limit
+    with open(path, 'w', encoding='utf-8') as f:
+        json.dump(value, f)
+    limit(4300)
+
+
+@FEW
+@given(st.data())
+def test_any_value_anywhere_in_meta_json(run, draws):
+    with open('data/babble/meta.json', encoding='utf-8') as f:
+        good = f.read()
+    write_changed('data/babble/meta.json', json.loads(good), draws)
+    before = snapshot('.')
+    try:
+        flags = flags_of(out_dir='fuzzed', eval_only=True, n_layer=1, eval_iters=1)
+        assert outcome(train.main, train.TrainConfig, flags) in (0, 2)
+        assert snapshot('.') == before
+    finally:
+        with open('data/babble/meta.json', 'w', encoding='utf-8') as f:
+            f.write(good)
+
+
+@FEW
+@given(st.data())
+def test_any_value_anywhere_in_config_json(run, draws):
+    """Of a GPT-2 in Hugging Face's format."""
+    safetensors = pytest.importorskip('safetensors.torch', reason='the format of the weights: pip install safetensors')
+    model = GPT(GPTConfig(block_size=16, vocab_size=10, n_layer=1, n_head=2, n_embd=8))
+    weights = {}
+    for name, tensor in model.state_dict().items():
+        if name != 'lm_head.weight':
+            weights[name] = tensor.t().contiguous() if name.endswith(hf.TRANSPOSED) else tensor
+    os.makedirs('theirs', exist_ok=True)
+    safetensors.save_file(weights, 'theirs/model.safetensors')
+    config = dict(model_type='gpt2', n_layer=1, n_head=2, n_embd=8, n_positions=16, n_inner=None, vocab_size=10,
+                  activation_function='gelu_new', layer_norm_epsilon=1e-5, tie_word_embeddings=True,
+                  scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False)
+
+    flags = flags_of(init_from='theirs', eval_only=True, eval_iters=1)
+    with open('theirs/config.json', 'w', encoding='utf-8') as f:
+        json.dump(config, f)
+    assert outcome(train.main, train.TrainConfig, flags) == 0
+    write_changed('theirs/config.json', config, draws)
+    assert outcome(train.main, train.TrainConfig, flags) in (0, 2)
 
 
 @FEW
