@@ -154,9 +154,7 @@ def _writing(path):
         yield
     except OSError as e:
         remedy = 'make room' if e.errno in DISK_FULL else ELSEWHERE
-        error = WriteError(f'{path}: could not be written ({e.strerror or one_line(e)}); {remedy}')
-        error.disk_full = e.errno in DISK_FULL
-        raise error from e
+        raise WriteError(f'{path}: could not be written ({e.strerror or one_line(e)}); {remedy}') from e
 
 
 def remove_leftovers(folder, names):
@@ -240,16 +238,14 @@ def prepare(folder, name):
 
 def _run(script):
     """Run a prepare.py to its end, unless a signal stops it. Returns its exit code and the lines of its stderr."""
-    child = None
-    try:
-        with _signals_raise():
-            # In a session of its own: Ctrl-C reaches this process alone, which says so once and stops the child.
-            child = subprocess.Popen([sys.executable, script], stderr=subprocess.PIPE, start_new_session=True)
+    # In a session of its own: Ctrl-C reaches this process alone, which says so once and stops the child.
+    with _sigterm_raises():
+        child = subprocess.Popen([sys.executable, script], stderr=subprocess.PIPE, start_new_session=True)
+        try:
             stderr = child.communicate()[1]
-    except BaseException:
-        if child:
+        except BaseException:
             _stop(child)
-        raise
+            raise
     return child.returncode, stderr.decode(errors='replace').splitlines()
 
 
@@ -264,20 +260,16 @@ def _stop(child):
 
 
 @contextlib.contextmanager
-def _signals_raise():
-    """Ctrl-C and SIGTERM end the program inside, even if they only set a flag outside, as they do while training."""
+def _sigterm_raises():
+    """SIGTERM would end this process and leave the child behind. Inside, it ends the program in an orderly way."""
     def stop(number, frame):
-        if number == signal.SIGINT:
-            raise KeyboardInterrupt
         raise SystemExit(128 + number)
 
-    handlers = {}
-    if threading.current_thread() is threading.main_thread():   # only there may they be changed
-        for number in (signal.SIGINT, signal.SIGTERM):
-            if signal.getsignal(number) != signal.SIG_IGN:
-                handlers[number] = signal.signal(number, stop)
+    if threading.current_thread() is not threading.main_thread():               # only there may it be changed
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
     try:
         yield
     finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler or signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
