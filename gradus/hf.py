@@ -131,5 +131,7 @@ def save_safetensors(path, weights, **metadata):
         content = safetensors.torch.save(tensors, metadata={'format': 'pt', **texts})
         with atomic_write(path) as f:
             f.write(content)
-    except Exception as e:                            # safetensors has its own type for a full disk
+    except UserError:
+        raise
+    except Exception as e:                            # what safetensors cannot write
         raise UserError(f'{path}: could not be written ({one_line(e, limit=120)})') from e

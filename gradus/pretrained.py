@@ -51,7 +51,10 @@ def load(source, or_else='resume'):
 
 def load_checkpoint(path):
     """The model in a checkpoint of train.py or nanoGPT. Raises UserError."""
-    state = checkpoint.load(path)
+    return _from_state(path, checkpoint.load(path))
+
+
+def _from_state(path, state):
     best_val_loss = state.get('best_val_loss', math.nan)
     about = f"{path}: iteration {state.get('iter_num', '?')}, best val loss {best_val_loss:.4f}"
     return Pretrained(
@@ -69,8 +72,9 @@ def load_newest(name=''):
     """The GPT in the newest run here, from its file `name`; digit networks do not count. Raises UserError."""
     for folder in checkpoint.run_folders():
         path = checkpoint.find(folder, name)
-        if 'sizes' not in checkpoint.load(path)['model_args']:
-            return load_checkpoint(path)
+        state = checkpoint.load(path)
+        if 'sizes' not in state['model_args']:        # which only a digit network has
+            return _from_state(path, state)
     raise UserError('no run in this folder: expected out-NAME/best.pt or ckpt.pt; '
                     'train one (python train.py config/quickstart.py) or give --out_dir')
 
@@ -113,6 +117,9 @@ def read_config(model_args, weights, source):
 def _plain_args(model_args):
     """`model_args` with a value of its type for each field of GPTConfig. Raises ValueError."""
     kinds = {field.name: type(field.default) for field in fields(GPTConfig)}
+    dropout = model_args.get('dropout', 0)
+    if type(dropout) not in (int, float) or not 0 <= dropout < 1:               # forks say None; it matters to no weight
+        model_args = {**model_args, 'dropout': 0.0}
     for name, value in model_args.items():
         if name not in kinds:
             raise ValueError(f'{show(name)} is unknown')

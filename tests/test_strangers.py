@@ -148,6 +148,14 @@ def test_tied_weights_may_have_one_name(run, capsys):
         output(capsys)
 
 
+@pytest.mark.parametrize('dropout', [None, 1, 'no'])
+def test_the_dropout_of_a_fork_does_not_matter(run, capsys, dropout):
+    expected = output(capsys)
+    run['model_args']['dropout'] = dropout
+    checkpoint.save('out/ckpt.pt', run)
+    assert output(capsys) == expected
+
+
 @pytest.mark.parametrize('value', [float('nan'), float('inf')])
 def test_weights_that_are_not_finite_are_said(run, capsys, value):
     run['model']['transformer.h.0.attn.c_attn.weight'][0, 0] = value
