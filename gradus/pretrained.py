@@ -118,7 +118,7 @@ def _plain_args(model_args):
     """`model_args` with a value of its type for each field of GPTConfig. Raises ValueError."""
     kinds = {field.name: type(field.default) for field in fields(GPTConfig)}
     dropout = model_args.get('dropout', 0)
-    if type(dropout) not in (int, float) or not 0 <= dropout < 1:               # forks say None; it matters to no weight
+    if type(dropout) not in (int, float) or not 0 <= dropout < 1:               # forks say None; weights do not care
         model_args = {**model_args, 'dropout': 0.0}
     for name, value in model_args.items():
         if name not in kinds:

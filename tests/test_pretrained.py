@@ -100,7 +100,7 @@ def test_gpt_from_weights_round_trip(kind):
     (dict(n_experts=8), 'n_experts'),
     (dict(mlp='elu'), "mlp='elu'"),
     (dict(n_inner=64.0), 'n_inner is 64.0, expected int'),
-    (dict(dropout=torch.zeros(2)), 'Tensor'),
+    (dict(rope_theta=torch.zeros(2)), 'rope_theta is <Tensor>, expected float'),
 ])
 def test_weights_that_do_not_fit_are_refused_in_one_line(wrong, named):
     with pytest.raises(UserError) as e:
