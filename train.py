@@ -184,7 +184,7 @@ def build_model(cfg, worker, meta, resume=False):
     torch.manual_seed(cfg.seed)
     if resume:
         path = os.path.join(cfg.out_dir, 'ckpt.pt')
-        state = checkpoint.load_run(path, repair=worker.is_main)
+        state = checkpoint.load_run(path, repair=worker.is_main and not cfg.eval_only)
         model = pretrained.gpt_from_weights(state['model_args'], state['model'], path, dropout=cfg.dropout)
         pretrained.check_same_run(cfg, state, meta, path)
     elif cfg.init_from in ('scratch', 'auto'):

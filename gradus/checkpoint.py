@@ -13,6 +13,7 @@ import pickle
 import re
 import shutil
 import zipfile
+from contextlib import suppress
 from dataclasses import fields
 
 import numpy as np
@@ -81,7 +82,8 @@ def load(path, repair=False):
         state = _load(path + '.prev')
         warn(f'{e}; using {path}.prev, the one before')
         if repair and os.path.exists(path):
-            os.replace(path, path + '.damaged')
+            with suppress(OSError):                   # a folder that cannot be written is found out later
+                os.replace(path, path + '.damaged')
         return state
 
 
