@@ -157,7 +157,7 @@ if os.environ['RANK'] == '1':
     if how == 'data':
         os.chdir('elsewhere')
     elif how == 'order':
-        train.metadata.fingerprint = lambda folder: 'another text'
+        train.data.fingerprint = lambda folder: 'another text'
     else:
         sys.argv.append(how)
 configurator.launch(train.main, train.TrainConfig)
