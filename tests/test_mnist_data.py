@@ -91,6 +91,14 @@ def test_what_is_no_file_is_refused_at_once(tmp_path):
     for name, found in (('pipe', 'a pipe'), ('device', 'a device'), ('', 'a folder')):
         with pytest.raises(UserError, match=f'{found}; expected a file'):
             digits.read_idx(tmp_path / name)
+
+
+@pytest.mark.skipif(os.name != 'posix', reason='pipes and devices are different there')
+def test_a_picture_that_is_no_file_is_refused_at_once(tmp_path):
+    pytest.importorskip('PIL.Image', reason='it reads pictures: pip install pillow')
+    os.mkfifo(tmp_path / 'pipe')
+    os.symlink('/dev/zero', tmp_path / 'device')
+    for name in ('pipe', 'device', ''):
         with pytest.raises(UserError, match='expected a'):
             digits.read_picture(tmp_path / name)
 
