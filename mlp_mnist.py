@@ -122,9 +122,9 @@ def weights_and_biases(model):
 def check(cfg):
     """Raise UserError for settings that make no sense. Returns the number of neurons in each layer."""
     configurator.check_out_dir(cfg.out_dir)
-    configurator.check_range(cfg, n_train=(1, 60000), epochs=(1, None), mini_batch_size=(1, None), eta=(0, None),
+    configurator.check_range(cfg, n_train=(1, 60000), epochs=(1, None), mini_batch_size=(1, None), eta=(0, 1e6),
                              distort=(0, None), dropout=(0, 0.999999), cooldown=(0, 1), warmup_iters=(0, None),
-                             weight_decay=(0, None), seed=(0, 2 ** 63))
+                             weight_decay=(0, 1e6), seed=(0, 2 ** 63))
     configurator.check_choice(cfg, init_from=('scratch', 'resume'), evaluate=('test', 'rest'),
                               activation=('sigmoid', 'relu'), cost=('quadratic', 'cross_entropy'),
                               backprop=('manual', 'autograd'), optimizer=('sgd', 'adamw'),
@@ -254,7 +254,7 @@ def train(cfg, sizes, worker, folder):
     # The model.
     state = {}
     if resume:
-        state = checkpoint.load_run(path)
+        state = checkpoint.load_run(path, repair=True)
         check_same_run(cfg, args, state, path)
         model = build(args, path, state['model'])
     else:

@@ -191,11 +191,14 @@ def read_prompt(cfg, tokenizer):
 
 
 def read_file(path, tokenizer):
-    """The text of a file, with line ends as nanoGPT reads them, and no byte-order mark that the model does not know."""
-    text = preparation.read_text(path).replace('\r\n', '\n').replace('\r', '\n')
-    try:
-        tokenizer.encode(text[:1])
-    except UserError:
+    """
+    The text of a file as nanoGPT reads it, with newlines for all kinds of line ends; but a model that knows \\r as a
+    character gets it. A byte-order mark that the model does not know is left out.
+    """
+    text = preparation.read_text(path)
+    if '\r' not in getattr(tokenizer, 'ids', ()):
+        text = text.replace('\r\n', '\n').replace('\r', '\n')
+    if '\ufeff' not in getattr(tokenizer, 'ids', '\ufeff'):
         text = text.removeprefix('\ufeff')
     return text
 
@@ -266,6 +269,8 @@ def evaluate_text(cfg, model, tokenizer, worker, ids):
     tokens = data.Tokens.from_ids(ids, tokenizer.n_vocab, model.config.block_size, cfg.eval)
     byte_lengths = torch.from_numpy(tokenizer.byte_lengths())
     loss, bits = evaluation.evaluate(model, tokens, 8, 0, worker, byte_lengths)
+    if not math.isfinite(loss):
+        raise UserError(f'{cfg.eval}: the loss is {loss}: the model computes NaN or infinity; use another checkpoint')
     perplexity = math.exp(min(loss, 700))
     print(f'{cfg.eval}: {len(ids) - 1:,} tokens predicted, loss {loss:.4f}, perplexity {perplexity:.2f}, '
           f'{bits:.4f} bits per byte')

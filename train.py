@@ -114,11 +114,11 @@ class Progress:
 def check(cfg):
     """Raise UserError for settings that make no sense; warn about common mistakes."""
     at_least_1 = ('eval_interval', 'log_interval', 'gradient_accumulation_steps', 'batch_size')
-    at_least_0 = ('eval_iters', 'checkpoint_interval', 'skip_nonfinite', 'sample_tokens', 'max_iters', 'learning_rate',
-                  'min_lr', 'weight_decay', 'grad_clip', 'warmup_iters', 'lr_decay_iters')
-    configurator.check_range(cfg, **dict.fromkeys(at_least_1, (1, None)))
-    configurator.check_range(cfg, **dict.fromkeys(at_least_0, (0, None)))
-    configurator.check_range(cfg, cooldown=(0, 1), beta1=(0, 0.999999), beta2=(0, 0.999999), seed=(0, 2 ** 63))
+    at_least_0 = ('eval_iters', 'checkpoint_interval', 'skip_nonfinite', 'sample_tokens', 'max_iters', 'grad_clip',
+                  'warmup_iters', 'lr_decay_iters')
+    configurator.check_range(cfg, **dict.fromkeys(at_least_1, (1, None)), **dict.fromkeys(at_least_0, (0, None)))
+    configurator.check_range(cfg, cooldown=(0, 1), beta1=(0, 0.999999), beta2=(0, 0.999999), seed=(0, 2 ** 63),
+                             learning_rate=(0, 1e6), min_lr=(0, 1e6), weight_decay=(0, 1e6))
     configurator.check_choice(cfg, dtype=('auto', *parallel.DTYPES), compile=('auto', True, False),
                               backend=('auto', 'nccl', 'gloo'), lr_schedule=optim.SCHEDULES,
                               optimizer=optim.OPTIMIZERS, data_order=data.ORDERS)
@@ -353,7 +353,6 @@ def train(cfg, worker, interrupt, folder):
             bar.set_postfix(loss=f'{loss:.3f}', refresh=False)
             timed_steps, timed_seconds = 0, 0.0
 
-        # On to the next iteration.
         progress.iter_num += 1
         progress.evaluated = False
         bar.update()
@@ -364,6 +363,7 @@ def train(cfg, worker, interrupt, folder):
         worker.print(f'stopped by {signal.Signals(stop_signal).name} at iteration {it}, saved in {ckpt_path}; '
                      'continue with --init_from=resume')
     elif worker.is_main:
+        interrupt.rest()
         print_summary(model, dataset.tokenizer, cfg, worker, progress)
     return stop_signal
 

@@ -22,6 +22,7 @@ import torch
 from gradus.errors import UserError, one_line, show, warn
 from gradus.files import WriteError, atomic_write, make_folder, require_file
 
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)         # what weights may be
 NANOGPT_MODEL_ARGS = ('n_layer', 'n_head', 'n_embd', 'block_size', 'bias', 'vocab_size', 'dropout')
 
 
@@ -119,6 +120,7 @@ LEGACY = b'\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.'   # how torch.save began 
 
 def _load(path):
     require_file(path)
+    size = os.path.getsize(path)
     try:
         with open(path, 'rb') as f:
             if f.read(len(LEGACY)) != LEGACY:         # which has no checksums
@@ -140,7 +142,7 @@ def _load(path):
     except Exception as e:                            # torch raises as many for nonsense
         raise UserError(f'{path}: not a PyTorch checkpoint ({_what(e)})') from e
     _check_values(path, state)
-    _check_tensors(path, state)
+    _check_tensors(path, state, size)
     state['model'] = _clean_names(path, state['model'])
     return state
 
@@ -231,9 +233,8 @@ def _is_flat_list(value):
     return isinstance(value, list) and all(_is_plain(v) for v in value)
 
 
-def _check_tensors(path, state):
+def _check_tensors(path, state, size):
     """Raise UserError unless all tensors are ordinary ones, and claim no more memory than the file explains."""
-    size = os.path.getsize(path)
     named = dict(state['model'])
     moments = (state.get('optimizer') or {}).get('state')
     if isinstance(moments, dict):
@@ -263,7 +264,7 @@ def _clean_names(path, weights):
         name = '.'.join(part for part in name.split('.') if part not in ('module', '_orig_mod'))
         if name.endswith('.attn.bias'):
             continue
-        if not tensor.is_floating_point() and not name.endswith('.num_batches_tracked'):        # of batch norm
+        if tensor.dtype not in FLOATS and not name.endswith('.num_batches_tracked'):            # of batch norm
             raise UserError(f'{path}: {show(name)} is of {tensor.dtype}; expected floating-point weights')
         if name in cleaned:
             raise UserError(f'{path}: two tensors are called {show(name)}')
@@ -284,8 +285,11 @@ def run_folders():
     """The folders here that hold checkpoints, the one written last first."""
     names = ('best.pt', 'best.pt.prev', 'ckpt.pt', 'ckpt.pt.prev')
     paths = [os.path.join(folder, name) for folder in os.listdir('.') for name in names]
-    files = [path for path in paths if os.path.exists(path)]
-    newest_first = sorted(files, key=os.path.getmtime, reverse=True)
+    times = {}
+    for path in paths:
+        with suppress(OSError):                       # it is not there, or is being replaced just now
+            times[path] = os.path.getmtime(path)
+    newest_first = sorted(times, key=times.get, reverse=True)
     return list(dict.fromkeys(os.path.dirname(path) for path in newest_first))
 
 

@@ -56,7 +56,7 @@ def exit_on_error(lower=''):
 
 def _exit(message, alone=False):
     """Print the error and exit. alone: other processes do not know of it."""
-    if alone or _number_of('LOCAL_RANK', _number_of('RANK')) == 0:
+    if alone or _number_of('WORLD_SIZE') < 2 or _number_of('LOCAL_RANK') == 0:
         where = '' if is_main_process() else f" of rank {_number_of('RANK')}"
         print(f'error{where if alone else ""}: {one_line(message, limit=None)}', file=sys.stderr)
     sys.exit(2)
@@ -71,7 +71,7 @@ def prepare_streams():
     for name, mode in (('stdin', 'r'), ('stdout', 'w'), ('stderr', 'w')):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode, encoding='utf-8'))
-    for stream in (sys.stdout, sys.stderr):
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
         if hasattr(stream, 'reconfigure'):
             stream.reconfigure(encoding='utf-8', errors='replace')
 
@@ -86,13 +86,13 @@ def abandon_stdout():
 
 def is_main_process():
     """Is this the process that prints, rank 0 or the only one?"""
-    return _number_of('RANK') == 0
+    return _number_of('WORLD_SIZE') < 2 or _number_of('RANK') == 0
 
 
-def _number_of(variable, otherwise=0):
-    """What torchrun says in an environment variable such as RANK; `otherwise` if it is not set, or garbage."""
+def _number_of(variable):
+    """What torchrun says in an environment variable such as RANK; 0 if it is not set, or garbage."""
     text = os.environ.get(variable, '')
-    return int(text) if text.isdecimal() else otherwise
+    return int(text) if text.isdecimal() else 0
 
 
 def warn(text):

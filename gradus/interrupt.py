@@ -13,7 +13,7 @@ class Interrupt:
 
     From then on the first SIGTERM, SIGINT (Ctrl-C) or SIGHUP (the terminal was closed) only sets `interrupt.signal`, so
     that the current step can finish and be saved; a second one ends the program at once. A stdout that breaks counts
-    as SIGPIPE. Before, and afterwards, signals have their usual effect.
+    as SIGPIPE. Before, and after `rest`, signals have their usual effect.
     """
 
     def __enter__(self):
@@ -40,12 +40,17 @@ class Interrupt:
         warn(f'stdout cannot be written ({one_line(error)})')
         self.signal = self.signal or getattr(signal, 'SIGPIPE', signal.SIGTERM)
 
-    def __exit__(self, *error):
+    def rest(self):
+        """From now on signals have their usual effect again: there is nothing left to save."""
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
         if getattr(sys.stdout, 'broken', False):
             abandon_stdout()
         sys.stdout, sys.stderr = self.streams
+        self.handlers = {}
+
+    def __exit__(self, *error):
+        self.rest()
 
 
 class _Output:

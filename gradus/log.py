@@ -7,7 +7,7 @@ import os
 from dataclasses import asdict
 
 from gradus.errors import UserError
-from gradus.files import DISK_FULL, atomic_write, make_folder
+from gradus.files import DISK_FULL, atomic_write, make_folder, require_file
 
 
 class Log:
@@ -25,7 +25,8 @@ class Log:
             return
         self.path = os.path.join(out_dir, 'log.jsonl')
         try:
-            if os.path.exists(self.path):
+            if os.path.lexists(self.path):
+                require_file(self.path)
                 with open(self.path, encoding='utf-8', errors='replace') as f:
                     kept = [line for line in f if self._stays(line, iter_num, evaluated)]
                 with atomic_write(self.path) as f:

@@ -15,6 +15,7 @@ import torch
 
 from gradus.errors import UserError, one_line, show
 
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)         # what moments may be
 SCHEDULES = ('cosine', 'linear')
 OPTIMIZERS = ('adamw', 'muon')
 
@@ -206,10 +207,12 @@ def _moment(name, value, param):
         return torch.tensor(_number(name, value))
     if not isinstance(value, torch.Tensor):
         raise ValueError(f'{name} is {show(value)}, expected a tensor')
-    ordinary = value.layout == torch.strided and value.device.type != 'meta' and value.is_floating_point()
+    ordinary = value.layout == torch.strided and value.device.type != 'meta' and value.dtype in FLOATS
     if not ordinary or value.shape != param.shape:
         raise ValueError(f'{name} of shape {tuple(value.shape)}, {value.dtype}, {value.layout}, for a tensor of shape '
                          f'{tuple(param.shape)}, {param.dtype}')
+    if not value.isfinite().all():
+        raise ValueError(f'{name} holds NaN or infinity')
     return value.detach().clone(memory_format=torch.contiguous_format)
 
 

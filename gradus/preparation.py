@@ -21,6 +21,7 @@ import numpy as np
 
 from gradus.errors import UserError, one_line, printable
 from gradus.files import DISK_FULL, WriteError, make_folder, require_file, sync_folder, temporary_name
+from gradus.lock import Lock
 from gradus.tokenizer import CharTokenizer, build_tokenizer
 
 FILES = ('train.bin', 'val.bin', 'meta.json')
@@ -119,6 +120,11 @@ def replace_files(folder, contents):
     The first file is the one without which a folder counts as incomplete: an old one is removed before any other
     file is replaced, and the new one comes last.
     """
+    with _writing(folder), Lock(folder, 'another process is writing to it'):
+        _replace_files(folder, contents)
+
+
+def _replace_files(folder, contents):
     paths = [os.path.join(folder, name) for name in contents]
     with _writing(folder):
         remove_leftovers(folder, contents)

@@ -89,11 +89,15 @@ def load_hf(source):
 def read_config(model_args, weights, source):
     """
     The GPTConfig that `model_args` describe. Raises UserError, which names `source`, if it is not one or if the
-    weights {name: tensor} do not have its sizes. This comes before a model is built: absurd sizes must not cost memory.
+    weights {name: tensor} do not have its sizes, or are not finite. This comes before a model is built: absurd sizes
+    must not cost memory.
     """
     for name, tensor in weights.items():
-        if not tensor.is_floating_point():
+        if tensor.dtype not in checkpoint.FLOATS:
             raise UserError(f'{source}: {show(name)} is of {tensor.dtype}; expected floating-point weights')
+        if not tensor.float().isfinite().all():
+            raise UserError(f'{source}: {show(name)} holds NaN or infinity: the run that wrote it had diverged; '
+                            'use an earlier checkpoint')
     try:
         config = GPTConfig(**_plain_args(model_args))
         if config.n_layer > max(1000, len(weights)):
@@ -131,14 +135,7 @@ def _plain_args(model_args):
 
 
 def build(pretrained, dropout=0.0):
-    """
-    The GPT with these weights, on the CPU. Raises UserError if weights are missing, left over, of other shapes, or not
-    finite.
-    """
-    for name, tensor in pretrained.weights.items():
-        if not tensor.isfinite().all():
-            raise UserError(f'{pretrained.source}: {show(name)} holds NaN or infinity: the run that wrote it had '
-                            'diverged; use an earlier checkpoint')
+    """The GPT with these weights, on the CPU. Raises UserError if weights are missing, left over or of other shapes."""
     return _build(replace(pretrained.config, dropout=dropout), pretrained.weights, pretrained.source)
 
 

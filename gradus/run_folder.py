@@ -2,12 +2,12 @@
 The folder of a run: ckpt.pt, best.pt, log.jsonl. One run at a time writes to it, and files of others stay as they are.
 """
 
-import errno
 import os
 import re
 
 from gradus import checkpoint
 from gradus.errors import UserError
+from gradus.lock import Lock
 
 OURS = re.compile(r'(ckpt|best)\.pt(\.prev|\.damaged)?|log\.jsonl|misread\.png|model\.safetensors')
 UNFINISHED = re.compile(rf'({OURS.pattern})(\.\d+)?\.tmp')                      # half a file that a kill left behind
@@ -36,7 +36,7 @@ class RunFolder:
 
     def __exit__(self, *error):
         if self.lock:
-            self.lock.release()
+            self.lock.__exit__()
         if self.created and os.path.isdir(self.path) and not os.listdir(self.path):
             os.rmdir(self.path)                       # the run ended before it wrote anything
 
@@ -56,79 +56,16 @@ class RunFolder:
     def save(self, name, state):
         """Write a checkpoint. If somebody deleted the folder, it is made again. Raises UserError."""
         if not self.lock.is_held():
-            self.lock.release()
+            self.lock.__exit__()
             self._lock()
         checkpoint.save(os.path.join(self.path, name), state)
 
     def _lock(self):
         try:
             os.makedirs(self.path, exist_ok=True)
-            self.lock = Lock(os.path.join(self.path, 'lock'))
-        except BlockingIOError as e:
-            raise UserError(f'out_dir={self.path}: another run is writing to it (process {e.args[1]}); '
-                            'wait for it, stop it, or give another --out_dir') from e
+            self.lock = Lock(self.path, 'another run is writing to it').__enter__()
         except OSError as e:
             raise UserError(f'out_dir={self.path}: cannot be written ({e.strerror}); give another one') from e
-
-
-class Lock:
-    """
-    A lock file with the number of the process that holds it. The operating system unlocks it when the process ends,
-    however that happens. Raises BlockingIOError(errno, process number) if another one holds it.
-    """
-
-    def __init__(self, path):
-        self.path = path
-        while True:
-            self.file = open(path, 'a+b', buffering=0)
-            if not _lock_file(self.file):
-                self.file.seek(0)
-                text = self.file.read(20)
-                holder = int(text) if text.isdigit() else 'unknown'
-                self.file.close()
-                raise BlockingIOError(errno.EAGAIN, holder)
-            if self.is_held():
-                break
-            self.file.close()                         # its holder deleted it just now, when it ended
-        try:
-            self.file.truncate(0)
-            self.file.write(str(os.getpid()).encode())
-        except OSError:                               # a full disk: the lock holds without the number, too
-            pass
-
-    def is_held(self):
-        """Is the file that we locked still the one at its path?"""
-        try:
-            return os.path.samestat(os.stat(self.path), os.fstat(self.file.fileno()))
-        except FileNotFoundError:
-            return False
-
-    def release(self):
-        """Delete the file, then unlock it: the other way round, somebody else's lock could be deleted."""
-        held = self.is_held()
-        if os.name == 'nt':                           # where an open file cannot be deleted
-            self.file.close()
-        try:
-            if held:
-                os.remove(self.path)
-        except OSError:                               # a file that stays behind is not locked
-            pass
-        self.file.close()
-
-
-def _lock_file(file):
-    """Lock an open file for this process; False if another one has locked it. True if the file system has no locks."""
-    try:
-        if os.name == 'nt':
-            import msvcrt
-            file.seek(2 ** 20)                        # a byte beyond the text, which stays readable
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as e:
-        return e.errno not in (errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK)
-    return True
 
 
 def _move_aside(folder):

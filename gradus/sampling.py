@@ -11,6 +11,8 @@ import math
 
 import torch
 
+from gradus.errors import UserError
+
 
 def penalize_repetition(logits, ids, penalty):
     """Divide the logits of ids (B, T) already seen by `penalty`, multiply negative ones. Keskar et al. 2019."""
@@ -64,6 +66,8 @@ class Sampler:
     def __call__(self, logits, ids):
         device = logits.device
         logits = logits.cpu().double()                                          # (B, V)
+        if logits.isnan().any() or (logits == math.inf).any():
+            raise UserError('the model computes NaN or infinity: its weights are too large; use another checkpoint')
         adjusted = logits
         if self.repetition_penalty != 1:
             adjusted = penalize_repetition(logits, ids.cpu(), self.repetition_penalty)

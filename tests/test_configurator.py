@@ -148,8 +148,8 @@ def test_numbers_without_end_are_shown_short(capsys):
 
 
 @pytest.mark.parametrize('arg, expected', [
-    ('--learning_rate=-1', 'at least 0'),
-    ('--learning_rate=1e999', 'at least 0'),
+    ('--learning_rate=-1', 'between 0 and'),
+    ('--learning_rate=1e999', 'between 0 and'),
     ('--eval_interval=0', 'at least 1'),
     ('--seed=-1', 'between'),
     ('--beta2=1', 'between 0 and'),
@@ -217,8 +217,10 @@ def test_launch(capsys, monkeypatch):
         raise KeyError(cfg.seed)
 
     monkeypatch.setattr(sys, 'argv', ['train.py', '--seed=3'])
+    monkeypatch.setenv('WORLD_SIZE', '2')
     for rank, printed in ('0', 'error: seed is 3\n'), ('1', ''):
         monkeypatch.setenv('RANK', rank)
+        monkeypatch.setenv('LOCAL_RANK', rank)
         with pytest.raises(SystemExit) as stop:
             configurator.launch(main, TrainConfig)
         assert stop.value.code == 2

@@ -19,7 +19,7 @@ from gradus.errors import RankError, UserError, exit_on_error, on_screen, one_li
 def ended(error, lower='', **environment):
     """The exit code and the lines on stderr of a program that raises `error`."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in ('RANK', 'LOCAL_RANK'):
+        for name in ('RANK', 'LOCAL_RANK', 'WORLD_SIZE'):
             patch.delenv(name, raising=False)
         for name, value in environment.items():
             patch.setenv(name, value)
@@ -109,10 +109,15 @@ def test_other_errors_keep_their_traceback():
 @pytest.mark.parametrize('error, environment, printed', [
     (UserError('e'), {}, 'error: e\n'),
     (UserError('e'), dict(RANK='0', LOCAL_RANK='0'), 'error: e\n'),
-    (UserError('e'), dict(RANK='3', LOCAL_RANK='3'), ''),
-    (UserError('e'), dict(RANK='8', LOCAL_RANK='0'), 'error: e\n'),
-    (RankError('e'), dict(RANK='3', LOCAL_RANK='3'), 'error of rank 3: e\n'),
-    (MemoryError('m'), dict(RANK='3', LOCAL_RANK='3'), "error of rank 3: not enough memory (m); lower the sizes\n"),
+    (UserError('e'), dict(RANK='3', LOCAL_RANK='3', WORLD_SIZE='4'), ''),
+    (UserError('e'), dict(RANK='8', LOCAL_RANK='0', WORLD_SIZE='9'), 'error: e\n'),
+    (UserError('e'), dict(RANK='3'), 'error: e\n'),
+    (RankError('e'), dict(RANK='3', LOCAL_RANK='3', WORLD_SIZE='4'), 'error of rank 3: e\n'),
+    (
+        MemoryError('m'),
+        dict(RANK='3', LOCAL_RANK='3', WORLD_SIZE='4'),
+        'error of rank 3: not enough memory (m); lower the sizes\n',
+    ),
     (UserError('e'), dict(RANK='garbage'), 'error: e\n'),
 ])
 def test_which_process_speaks(error, environment, printed, capsys):
@@ -155,6 +160,15 @@ def test_a_full_disk_behind_stdout_is_one_line():
     ran = in_shell('PYTHON REPO/train.py --help > /dev/full')
     assert ran.returncode == 2
     assert ran.stderr.decode() == f'error: the output could not be written ({os.strerror(errno.ENOSPC)}); make room\n'
+
+
+@needs_a_shell
+def test_any_bytes_on_stdin(place):
+    """In a program that reads lines."""
+    program = 'from gradus.errors import exit_on_error\nwith exit_on_error():\n    print(ascii(input()))'
+    ran = in_shell(f"printf 'a\\377b\\n' | PYTHON -c '{program}'", PYTHONPATH=str(REPO), PYTHONIOENCODING='utf-8')
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.decode().strip() == r"'a\ufffdb'"
 
 
 @needs_a_shell

@@ -36,7 +36,7 @@ def result():
 def assert_stopped_and_resumable(whole):
     """The run was saved in the middle, and ends as if nothing had happened."""
     assert 20 < checkpoint.load('out/ckpt.pt')['iter_num'] < 300
-    assert 'lock' not in os.listdir('out')
+    assert '.lock' not in os.listdir('out')
     train.main(settings(init_from='resume', **LONG))
     assert result() == whole
 
@@ -118,6 +118,18 @@ def test_a_terminal_that_vanishes_without_a_signal(place, whole):
     os.close(master)
     assert process.wait() in (128 + signal.SIGHUP, 128 + signal.SIGPIPE)
     assert_stopped_and_resumable(whole)
+
+
+def test_a_signal_while_the_last_sample_is_drawn(place):
+    """Everything is saved by then: it ends the program at once."""
+    flags = flags_of(max_iters=1, sample_tokens=10 ** 9)
+    process = subprocess.Popen([*TRAIN, *flags], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               env={**os.environ, 'PYTHONUNBUFFERED': '1'})
+    read_until(process.stdout, 'done: ')
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=20)[1].endswith('interrupted\n')
+    assert process.returncode == 130
+    assert '.lock' not in os.listdir('out')
 
 
 @pytest.mark.slow

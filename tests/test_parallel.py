@@ -192,7 +192,7 @@ def test_a_rank_that_differs_is_named_once(place, how, expected):
     (dict(RANK='abc'), ": the environment has RANK='abc'; expected a number, as torchrun sets it"),
     (dict(WORLD_SIZE='', RANK='0'), ": the environment has WORLD_SIZE=''; expected a number"),
     (dict(WORLD_SIZE='-1'), ": the environment has WORLD_SIZE='-1'"),
-    (dict(RANK='3'), ' of rank 3: the environment has RANK=3, WORLD_SIZE=1; expected a rank below the size'),
+    (dict(RANK='3'), ': the environment has RANK=3, WORLD_SIZE=1; expected a rank below the size'),
     (dict(WORLD_SIZE='4'), ': the environment has WORLD_SIZE=4 but no MASTER_ADDR; start with torchrun'),
     (dict(WORLD_SIZE='2', MASTER_ADDR='localhost', MASTER_PORT='x'), ': the processes cannot find each other'),
 ])

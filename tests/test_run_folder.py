@@ -47,11 +47,11 @@ def other_process():
 
 
 def test_a_second_run_is_refused_with_the_process_number(other_process):
-    expected = f'out_dir=out: another run is writing to it .process {other_process.pid}.; wait for it, stop it, or give'
+    expected = f'out: another run is writing to it .process {other_process.pid}.; wait for it, stop it, or choose'
     for _ in range(2):
         with pytest.raises(UserError, match=expected), RunFolder('out'):
             pass
-    assert os.path.exists('out/lock')
+    assert os.path.exists('out/.lock')
 
 
 @pytest.mark.parametrize('init_from', ['scratch', 'auto', 'resume'])
@@ -71,7 +71,7 @@ def test_train_py_is_refused_and_changes_nothing(place, other_process, init_from
 def test_a_kill_leaves_no_lock_behind(other_process):
     other_process.send_signal(getattr(signal, 'SIGKILL', signal.SIGTERM))
     other_process.wait()
-    assert os.path.exists('out/lock')
+    assert os.path.exists('out/.lock')
     with RunFolder('out') as folder:
         folder.start()
     assert os.listdir('out') == []
@@ -129,7 +129,7 @@ def test_ranks_that_outlive_torchrun_hold_the_lock(place):
     agent.kill()
     agent.wait()
 
-    rank_0 = int(Path('out/lock').read_text())
+    rank_0 = int(Path('out/.lock').read_text())
     try:
         with pytest.raises(UserError, match=f'another run is writing to it .process {rank_0}.'):
             train.main(settings(init_from='auto'))
@@ -156,7 +156,7 @@ def test_a_deleted_folder_is_made_again(place, monkeypatch):
     assert read_log('out') == read_log('whole')
     state, expected = checkpoint.load('out/ckpt.pt'), checkpoint.load('whole/ckpt.pt')
     assert sha256_of([state['model'], state['optimizer']]) == sha256_of([expected['model'], expected['optimizer']])
-    assert 'lock' not in os.listdir('out')
+    assert '.lock' not in os.listdir('out')
 
 
 def test_a_run_does_not_write_into_the_folder_of_one_that_came_after_it():
@@ -210,6 +210,51 @@ def test_a_log_alone_is_no_run_and_is_kept():
             folder.start()
     assert sorted(os.listdir('.')) == ['out']
     assert sorted(os.listdir('out')) == ['log-1.jsonl', 'log-2.jsonl']
+
+
+@pytest.mark.parametrize('kind', ['file', 'number and more', 'link', 'folder', 'pipe'])
+def test_a_lock_of_somebody_else_stays(kind):
+    if kind in ('link', 'pipe') and os.name == 'nt':
+        pytest.skip('links need rights there, and pipes are no files')
+    os.makedirs('out')
+    Path('notes.txt').write_text('12345')
+    lock = Path('out/.lock')
+    if kind == 'file':
+        lock.write_text('my notes')
+    elif kind == 'number and more':
+        lock.write_text('123\n')
+    elif kind == 'link':
+        os.symlink('../notes.txt', lock)
+    elif kind == 'folder':
+        lock.mkdir()
+    else:
+        os.mkfifo(lock)
+    before = snapshot('.') if kind != 'pipe' else None
+
+    with pytest.raises(UserError, match='out/.lock: not a lock file of ours; move it away'), RunFolder('out'):
+        pass
+    assert os.path.lexists(lock)
+    assert kind == 'pipe' or snapshot('.') == before
+    assert Path('notes.txt').read_text() == '12345'
+
+
+def test_a_folder_that_became_a_file_is_one_line():
+    with RunFolder('out') as folder:
+        folder.start()
+        os.remove('out/.lock')
+        os.rmdir('out')
+        Path('out').write_text('')
+        with pytest.raises(UserError, match='out_dir=out: cannot be written'):
+            folder.save('ckpt.pt', STATE)
+
+
+@pytest.mark.skipif(not hasattr(os, 'mkfifo'), reason='needs pipes')
+def test_a_log_that_is_a_pipe_is_one_line(place):
+    train.main(settings(max_iters=2))
+    os.remove('out/log.jsonl')
+    os.mkfifo('out/log.jsonl')
+    with pytest.raises(UserError, match='out/log.jsonl: a pipe; expected a file'):
+        train.main(settings(max_iters=4, init_from='resume'))
 
 
 def test_a_trailing_slash():

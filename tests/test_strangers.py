@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import REPO, flags_of, run_script, settings, sha256_of, write_digits
 
+import export
 import mlp_mnist
 import sample
 import train
@@ -71,6 +72,15 @@ def test_a_byte_order_mark_that_the_model_knows_stays(place, capsys):
     char_model('ab\n\ufeff')
     Path('prompt.txt').write_bytes(b'\xef\xbb\xbfab')
     assert output(capsys, start='FILE:prompt.txt').startswith('\ufeffab')
+
+
+def test_line_ends_that_the_model_knows_stay(place, capsys):
+    """A text of Windows that was prepared here keeps its line ends, and so does the text to evaluate."""
+    char_model('ab\r\n')
+    Path('prompt.txt').write_bytes(b'a\r\nb')
+    assert output(capsys, start='FILE:prompt.txt').startswith('a\r\nb')
+    assert '4 tokens' not in output(capsys, eval='prompt.txt')
+    assert '3 tokens' in output(capsys, eval='prompt.txt')
 
 
 @pytest.mark.skipif(not hasattr(os, 'mkfifo'), reason='needs pipes')
@@ -160,8 +170,25 @@ def test_the_dropout_of_a_fork_does_not_matter(run, capsys, dropout):
 def test_weights_that_are_not_finite_are_said(run, capsys, value):
     run['model']['transformer.h.0.attn.c_attn.weight'][0, 0] = value
     checkpoint.save('out/ckpt.pt', run)
-    with pytest.raises(UserError, match="out/ckpt.pt: 'transformer.h.0.attn.c_attn.weight' holds NaN or infinity"):
+    expected = "out/ckpt.pt: 'transformer.h.0.attn.c_attn.weight' holds NaN or infinity"
+    with pytest.raises(UserError, match=expected):
         output(capsys)
+    with pytest.raises(UserError, match=expected):
+        train.main(settings(max_iters=3, init_from='resume'))
+    with pytest.raises(UserError, match=expected):
+        export.main(export.ExportConfig())
+
+
+def test_weights_too_large_to_compute_with_are_said(run, capsys):
+    for name, tensor in run['model'].items():
+        if 'mlp' in name or 'ln_' in name:
+            tensor *= 1e37
+    checkpoint.save('out/ckpt.pt', run)
+    with pytest.raises(UserError, match='the model computes NaN or infinity'):
+        output(capsys)
+    Path('text.txt').write_text('abc abc abc')
+    with pytest.raises(UserError, match='text.txt: the loss is nan: the model computes NaN'):
+        output(capsys, eval='text.txt')
 
 
 def test_sizes_that_a_pretrained_model_ignores_are_said(run, capsys):
