@@ -122,7 +122,7 @@ def weights_and_biases(model):
 def check(cfg):
     """Raise UserError for settings that make no sense. Returns the number of neurons in each layer."""
     configurator.check_out_dir(cfg.out_dir)
-    configurator.check_range(cfg, n_train=(1, 60000), epochs=(1, None), mini_batch_size=(1, None), eta=(0, 1e6),
+    configurator.check_range(cfg, n_train=(1, 60000), epochs=(1, None), mini_batch_size=(1, None), eta=(0, 1e30),
                              distort=(0, None), dropout=(0, 0.999999), cooldown=(0, 1), warmup_iters=(0, None),
                              weight_decay=(0, 1e6), seed=(0, 2 ** 63))
     configurator.check_choice(cfg, init_from=('scratch', 'resume'), evaluate=('test', 'rest'),

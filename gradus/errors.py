@@ -1,11 +1,12 @@
 """What the user can fix: one line on stderr, exit code 2, no traceback."""
 
 import errno
+import io
 import os
 import re
 import reprlib
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 # How torch, numpy and Python say that there is not enough memory, beside MemoryError.
 OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|size calculation overflowed|array is too big|"
@@ -71,9 +72,12 @@ def prepare_streams():
     for name, mode in (('stdin', 'r'), ('stdout', 'w'), ('stderr', 'w')):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode, encoding='utf-8'))
-    for stream in (sys.stdin, sys.stdout, sys.stderr):
+    for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, 'reconfigure'):
             stream.reconfigure(encoding='utf-8', errors='replace')
+    if hasattr(sys.stdin, 'reconfigure'):
+        with suppress(io.UnsupportedOperation):       # somebody has read from it already
+            sys.stdin.reconfigure(errors='replace')
 
 
 def abandon_stdout():

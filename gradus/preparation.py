@@ -244,14 +244,17 @@ def prepare(folder, name):
 
 def _run(script):
     """Run a prepare.py to its end, unless a signal stops it. Returns its exit code and the lines of its stderr."""
-    # In a session of its own: Ctrl-C reaches this process alone, which says so once and stops the child.
-    with _sigterm_raises():
+    received = []                                     # signals
+    with _handled_by(lambda number, frame: received.append(number)):
+        # In a session of its own: Ctrl-C reaches this process alone, which says so once and stops the child.
         child = subprocess.Popen([sys.executable, script], stderr=subprocess.PIPE, start_new_session=True)
-        try:
-            stderr = child.communicate()[1]
-        except BaseException:
-            _stop(child)
-            raise
+        while True:
+            if received:
+                _stop(child)
+                raise KeyboardInterrupt if received[0] == signal.SIGINT else SystemExit(128 + received[0])
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                stderr = child.communicate(timeout=0.2)[1]
+                break
     return child.returncode, stderr.decode(errors='replace').splitlines()
 
 
@@ -266,16 +269,14 @@ def _stop(child):
 
 
 @contextlib.contextmanager
-def _sigterm_raises():
-    """SIGTERM would end this process and leave the child behind. Inside, it ends the program in an orderly way."""
-    def stop(number, frame):
-        raise SystemExit(128 + number)
-
-    if threading.current_thread() is not threading.main_thread():               # only there may it be changed
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
+def _handled_by(handler):
+    """Ctrl-C and SIGTERM call `handler` inside."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    if threading.current_thread() is not threading.main_thread():               # only there may that be changed
+        numbers = ()
+    before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+        for number, previous in before.items():
+            signal.signal(number, previous or signal.SIG_DFL)

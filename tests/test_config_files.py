@@ -251,6 +251,7 @@ def test_near_miss_in_a_file_warns(line, meant, capsys, monkeypatch):
         f'warning: a.py: {line.split()[0]} is not a setting of this script; did you mean {meant}?\n')
 
     monkeypatch.setenv('RANK', '1')
+    monkeypatch.setenv('WORLD_SIZE', '2')
     load('a.py')
     assert capsys.readouterr().err == ''
 
