@@ -5,7 +5,7 @@ import sys
 
 
 def _quiet_interrupt(kind, error, trace, otherwise=sys.excepthook):
-    if not issubclass(kind, KeyboardInterrupt):
+    if not issubclass(kind, KeyboardInterrupt) or hasattr(sys, 'ps1'):          # ps1: an interactive session
         return otherwise(kind, error, trace)
     print('interrupted', file=sys.stderr, flush=True)
     os._exit(130)

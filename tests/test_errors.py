@@ -197,3 +197,12 @@ def test_ctrl_c_during_imports_is_one_line(tmp_path, script):
     process.send_signal(signal.SIGINT)
     _, err = process.communicate()
     assert (process.returncode, err) == (130, 'interrupted\n')
+
+
+@needs_a_shell
+def test_ctrl_c_in_an_interactive_session_does_not_end_it():
+    session = 'import gradus, os, signal\nos.kill(os.getpid(), signal.SIGINT)\nprint(6 * 7)\n'
+    ran = subprocess.run([sys.executable, '-i', '-c', ''], input=session, capture_output=True, text=True, timeout=60,
+                         cwd=REPO)
+    assert ran.stdout.strip() == '42'
+    assert 'KeyboardInterrupt' in ran.stderr
