@@ -22,6 +22,13 @@ class Lock:
         self.meaning = meaning
 
     def __enter__(self):
+        self.acquire()
+        return self
+
+    def __exit__(self, *error):
+        self.release()
+
+    def acquire(self):
         while True:
             self.file = self._open()
             if not _lock_file(self.file):
@@ -37,7 +44,6 @@ class Lock:
             self.file.write(str(os.getpid()).encode())
         except OSError:                               # a full disk: the lock holds without the number, too
             pass
-        return self
 
     def _open(self):
         """The lock file, opened; never a file that is somebody else's."""
@@ -62,12 +68,14 @@ class Lock:
 
     def is_held(self):
         """Is the file that we locked still the one at its path?"""
+        if self.file.closed:
+            return False
         try:
             return os.path.samestat(os.stat(self.path), os.fstat(self.file.fileno()))
         except OSError:
             return False
 
-    def __exit__(self, *error):
+    def release(self):
         """Delete the file, then unlock it: the other way round, somebody else's lock could be deleted."""
         held = self.is_held()
         if os.name == 'nt':                           # where an open file cannot be deleted

@@ -36,7 +36,7 @@ class RunFolder:
 
     def __exit__(self, *error):
         if self.lock:
-            self.lock.__exit__()
+            self.lock.release()
         if self.created and os.path.isdir(self.path) and not os.listdir(self.path):
             os.rmdir(self.path)                       # the run ended before it wrote anything
 
@@ -56,14 +56,16 @@ class RunFolder:
     def save(self, name, state):
         """Write a checkpoint. If somebody deleted the folder, it is made again. Raises UserError."""
         if not self.lock.is_held():
-            self.lock.__exit__()
+            self.lock.release()
             self._lock()
         checkpoint.save(os.path.join(self.path, name), state)
 
     def _lock(self):
         try:
             os.makedirs(self.path, exist_ok=True)
-            self.lock = Lock(self.path, 'another run is writing to it').__enter__()
+            lock = Lock(self.path, 'another run is writing to it')
+            lock.acquire()
+            self.lock = lock
         except OSError as e:
             raise UserError(f'out_dir={self.path}: cannot be written ({e.strerror}); give another one') from e
 

@@ -173,6 +173,16 @@ def test_a_run_does_not_write_into_the_folder_of_one_that_came_after_it():
             assert checkpoint.load('out/ckpt.pt')['iter_num'] == 2
 
 
+def test_such_a_run_ends_in_one_line_while_the_other_goes_on():
+    with RunFolder('out') as second:
+        with pytest.raises(UserError, match='another run is writing to it'), RunFolder('first') as first:
+            first.path = 'out'
+            first.lock.path = 'out/.lock'             # as if its folder had been deleted, and taken by the second
+            first.save('ckpt.pt', STATE)
+        second.save('ckpt.pt', STATE)
+    assert os.listdir('out') == ['ckpt.pt']
+
+
 # ---------------------------------------------------------------------------- only its own files
 
 def test_only_files_of_a_run_are_moved_aside():
