@@ -221,7 +221,8 @@ def check_same_run(cfg, state, meta, path):
                             'resume with the config of that run, or give another --out_dir')
 
     vocab_size = state['model_args'].get('vocab_size', 0)
-    same_tokenizer = state.get('tokenizer', meta['tokenizer']) == meta['tokenizer']
+    tokenizers = state.get('tokenizer'), meta['tokenizer']
+    same_tokenizer = None in tokenizers or tokenizers[0] == tokenizers[1]
     if meta['vocab_size'] > padded_vocab_size(vocab_size) or not same_tokenizer:
         raise UserError(f'{path} was trained with another tokenizer (vocab_size={vocab_size}) than data/{cfg.dataset} '
                         f"has (vocab_size={meta['vocab_size']}); use the same --dataset")
