@@ -50,6 +50,7 @@ TRAIN = [
     ('--max_iters=-1', 'max_iters=-1: expected at least 0'),
     ('--eval_interval=0', 'eval_interval=0: expected at least 1'),
     ('--learning_rate=-1', 'learning_rate=-1.0: expected between 0 and 1000000'),
+    ('--learning_rate=1e39 --optimizer=muon', 'learning_rate=1e+39: expected between 0 and'),
     ('--learning_rate=1e999', 'learning_rate=inf: expected between 0 and'),
     ('--beta2=1', 'beta2=1.0: expected between 0 and'),
     ('--seed=-1', 'seed=-1: expected between 0 and'),

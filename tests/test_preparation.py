@@ -14,10 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import snapshot
 
 from gradus import data, metadata, preparation
 from gradus.errors import UserError
 from gradus.files import WriteError
+from gradus.lock import Lock
 from gradus.tokenizer import ByteTokenizer, CharTokenizer
 
 
@@ -301,6 +303,16 @@ def test_leftovers_are_removed_once_there_is_a_dataset():
         Path('d', name).touch()
     write(NEW)
     assert sorted(os.listdir('d')) == sorted(['train.bin', 'val.bin', 'meta.json', *others])
+
+
+def test_two_processes_do_not_write_one_dataset():
+    write(OLD)
+    before = snapshot('d')
+    with Lock('d', 'another process is writing to it'):
+        with pytest.raises(UserError, match=f'^d: another process is writing to it .process {os.getpid()}.'):
+            write(NEW)
+    assert snapshot('d') == before
+    write(NEW)
 
 
 @pytest.mark.parametrize('operation', ['replace', 'remove', 'fsync'])
