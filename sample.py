@@ -220,10 +220,18 @@ def write_samples(cfg, model, tokenizer, end_id, prompt, ids):
             record = dict(prompt=prompt, text=completion.text, tokens=completion.tokens)
             if cfg.logprobs:
                 record['logprobs'] = completion.logprobs
-            print(json.dumps(record, ensure_ascii=False))
+            print(as_json(record))
         else:
             print('' if live else on_screen(prompt + completion.text))
             print('---------------')
+
+
+def as_json(record):
+    """One line of JSON; on a terminal, what could command it is an escape of JSON."""
+    line = json.dumps(record, ensure_ascii=False)
+    if sys.stdout.isatty():
+        line = ''.join(c if c.isprintable() else json.dumps(c)[1:-1].replace('\x7f', '\\u007f') for c in line)
+    return line
 
 
 def interactive(cfg, model, tokenizer, end_id):
@@ -272,8 +280,8 @@ def evaluate_text(cfg, model, tokenizer, worker, ids):
     if not math.isfinite(loss):
         raise UserError(f'{cfg.eval}: the loss is {loss}: the model computes NaN or infinity; use another checkpoint')
     perplexity = math.exp(min(loss, 700))
-    print(f'{cfg.eval}: {len(ids) - 1:,} tokens predicted, loss {loss:.4f}, perplexity {perplexity:.2f}, '
-          f'{bits:.4f} bits per byte')
+    print(on_screen(f'{cfg.eval}: {len(ids) - 1:,} tokens predicted, loss {loss:.4f}, perplexity {perplexity:.2f}, '
+                    f'{bits:.4f} bits per byte'))
 
 
 def main(cfg):

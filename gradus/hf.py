@@ -29,7 +29,7 @@ def load_gpt2(source):
         raise UserError(f'init_from={source} needs safetensors; pip install safetensors huggingface_hub') from e
     config_path, weights_path = (_find(source, name) for name in FILES)
     try:
-        with open(config_path, encoding='utf-8') as f:
+        with open(config_path, encoding='utf-8-sig') as f:
             config = json.load(f)
         weights = load_file(weights_path)
     except MemoryError:
@@ -37,6 +37,9 @@ def load_gpt2(source):
     except Exception as e:                            # a dozen types for damaged files
         raise UserError(f'{source}: cannot be read ({type(e).__name__}: {one_line(e, limit=120)})') from e
     model_args = _model_args(config, source)
+    twice = sorted(weights.keys() & {f'transformer.{name}' for name in weights})
+    if twice:
+        raise UserError(f'{source}: two tensors are called {show(twice[0])}')
     return model_args, from_hf_gpt2(weights, model_args['tie_weights'])
 
 

@@ -5,13 +5,15 @@ Where a model comes from: a run's folder, a checkpoint file, a Hugging Face fold
     model = build(pretrained)
 """
 
-import math
 import os
 import re
 from dataclasses import dataclass, fields, replace
 
+import torch
+
 from gradus import checkpoint, configurator, hf, metadata
 from gradus.errors import UserError, one_line, show
+from gradus.tokenizer import check_spec
 from model import GPT, GPTConfig
 
 
@@ -55,8 +57,9 @@ def load_checkpoint(path):
 
 
 def _from_state(path, state):
-    best_val_loss = state.get('best_val_loss', math.nan)
-    about = f"{path}: iteration {state.get('iter_num', '?')}, best val loss {best_val_loss:.4f}"
+    about = f"{path}: iteration {state.get('iter_num', '?')}"
+    if 'best_val_loss' in state:
+        about += f", best val loss {state['best_val_loss']:.4f}"
     return Pretrained(
         source=path,
         config=read_config(state['model_args'], state['model'], path),
@@ -95,7 +98,7 @@ def read_config(model_args, weights, source):
     for name, tensor in weights.items():
         if tensor.dtype not in checkpoint.FLOATS:
             raise UserError(f'{source}: {show(name)} is of {tensor.dtype}; expected floating-point weights')
-        if not tensor.float().isfinite().all():
+        if tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():     # one pass, no copy
             raise UserError(f'{source}: {show(name)} holds NaN or infinity: the run that wrote it had diverged; '
                             'use an earlier checkpoint')
     try:
@@ -124,14 +127,19 @@ def _plain_args(model_args):
     dropout = model_args.get('dropout', 0)
     if type(dropout) not in (int, float) or not 0 <= dropout < 1:               # forks say None; weights do not care
         model_args = {**model_args, 'dropout': 0.0}
+    args = {}
     for name, value in model_args.items():
         if name not in kinds:
             raise ValueError(f'{show(name)} is unknown')
         if kinds[name] is float and type(value) is int and abs(value) < 2 ** 53:
-            continue
-        if type(value) is not kinds[name]:
+            value = float(value)
+        if kinds[name] is bool and type(value) is int and value in (0, 1):      # nanoGPT keeps a config's bias = 0
+            value = bool(value)
+        wrong_number = kinds[name] in (int, float) and type(value) is kinds[name] and not abs(value) < 2 ** 53
+        if type(value) is not kinds[name] or wrong_number:
             raise ValueError(f'{name} is {show(value)}, expected {kinds[name].__name__}')
-    return model_args
+        args[name] = value
+    return args
 
 
 def build(pretrained, dropout=0.0):
@@ -169,6 +177,10 @@ def find_tokenizer(pretrained, dataset=''):
     if dataset:
         return _tokenizer_of(os.path.join('data', dataset))
     if pretrained.tokenizer is not None:
+        try:
+            check_spec(pretrained.tokenizer)
+        except UserError as e:
+            raise UserError(f'{pretrained.source}: {e}, or --dataset=NAME') from e
         return pretrained.tokenizer
 
     vocab_size = pretrained.config.vocab_size
@@ -178,7 +190,10 @@ def find_tokenizer(pretrained, dataset=''):
         if metadata.read_meta(folder)['vocab_size'] in (vocab_size, 50257):
             return _tokenizer_of(folder)
     if vocab_size < 50257:
-        raise UserError(f'{pretrained.source}: no tokenizer in it, and no data/{pretrained.dataset} that fits; '
+        wanted = f'data/{one_line(pretrained.dataset, limit=60)} that fits'
+        if pretrained.dataset is None:
+            wanted = 'name of its dataset'
+        raise UserError(f'{pretrained.source}: no tokenizer in it, and no {wanted}; '
                         'expected --dataset=NAME, a folder in data/ whose meta.pkl or meta.json has '
                         f'{vocab_size} tokens')
     return {'kind': 'gpt2'}
@@ -233,6 +248,7 @@ def ignored_settings(cfg, config):
     What the settings say of a model's shape and a pretrained model has otherwise, in words; empty if there is nothing.
     A default says nothing, and block_size crops the model.
     """
+    meant_by_0 = dict(n_kv_head=config.kv_heads, n_inner=config.hidden)
     defaults = {field.name: field.default for field in fields(cfg)}
     ignored = []
     for field in fields(GPTConfig):
@@ -241,6 +257,6 @@ def ignored_settings(cfg, config):
             continue
         wanted = getattr(cfg, name)
         own = getattr(config, name)
-        if wanted not in (defaults[name], own):
+        if wanted not in (defaults[name], own, meant_by_0.get(name, own)):
             ignored.append(f'{name}={wanted} (it has {own})')
     return ', '.join(ignored)

@@ -170,6 +170,22 @@ def test_other_architecture(changes, named, tmp_path):
     assert named in error_of(config_with(tmp_path, **changes))
 
 
+def test_two_names_for_one_tensor(tmp_path):
+    """With and without the prefix: which of them would be the model's?"""
+    source = config_with(tmp_path)
+    from safetensors.torch import save_file
+    tensor = torch.zeros(1)
+    save_file({'wte.weight': tensor, 'transformer.wte.weight': tensor + 1}, tmp_path / 'model.safetensors')
+    assert "two tensors are called 'transformer.wte.weight'" in error_of(source)
+
+
+def test_a_byte_order_mark_before_config_json(tmp_path):
+    theirs = hf_gpt2(tmp_path)
+    path = tmp_path / 'config.json'
+    path.write_bytes(b'\xef\xbb\xbf' + path.read_bytes())
+    assert_same(theirs, tmp_path)
+
+
 def test_config_without_a_size(tmp_path):
     source = config_with(tmp_path)
     (tmp_path / 'config.json').write_text('{"model_type": "gpt2", "n_layer": 2}', encoding='utf-8')

@@ -1,5 +1,6 @@
 """What other people's files and habits are, in sample.py and --init_from: prompts, weights, tokenizers, newest runs."""
 
+import json
 import os
 import pickle
 import sys
@@ -244,3 +245,76 @@ def test_a_whole_model_through_other_names(run):
     assert '1.5000' in found.about
     expected = {name: tensor.half().float() for name, tensor in run['model'].items()}
     assert sha256_of(pretrained.build(found).state_dict()) == sha256_of(expected)
+
+
+# ---------------------------------------------------------------------------- values of other people's checkpoints
+
+@pytest.mark.parametrize('value', [0, 1])
+def test_nanogpt_keeps_bias_as_its_config_wrote_it(run, capsys, value):
+    """bias = 0 in a config file of nanoGPT is 0 in its checkpoint."""
+    run['model_args']['bias'] = value
+    weights = GPT(GPTConfig(**{**run['model_args'], 'bias': bool(value)})).state_dict()
+    checkpoint.save('out/ckpt.pt', {**run, 'model': weights})
+    assert pretrained.load('out').config.bias is bool(value)
+    assert output(capsys)
+
+    run['model_args']['bias'] = 2
+    checkpoint.save('out/ckpt.pt', {**run, 'model': weights})
+    with pytest.raises(UserError, match='bias is 2, expected bool'):
+        output(capsys)
+
+
+@pytest.mark.parametrize('name, value, shown', [
+    ('rope_theta', float('nan'), 'nan'),
+    ('rope_theta', float('inf'), 'inf'),
+    ('n_layer', 10 ** 400, '<int of 1,329 bits>'),
+    ('n_inner', -10 ** 400, '<int of 1,329 bits>'),
+    ('mlp', 3, '3'),
+], ids=['NaN', 'infinity', 'large', 'negative', 'type'])
+def test_an_absurd_size_is_shown_short(run, name, value, shown):
+    run['model_args'][name] = value
+    checkpoint.save('out/ckpt.pt', run)
+    with pytest.raises(UserError, match=f'^out/ckpt.pt: .*{name} is {shown}, expected (float|int|str)$'):
+        pretrained.load('out')
+
+
+@pytest.mark.parametrize('changes, expected', [
+    (dict(tokenizer={'kind': 'char', 'chars': [1, 2]}), r'out/ckpt.pt: tokenizer of kind char with chars \[1, 2\]: .*'),
+    (dict(tokenizer={'kind': 'magic'}), r"out/ckpt.pt: tokenizer \{'kind': 'magic'\}: .*"),
+    (dict(tokenizer=None, config={}), 'out/ckpt.pt: no tokenizer in it, and no name of its dataset; .*'),
+    (dict(tokenizer=None, config=dict(dataset='\x1b[1m' * 999)), 'out/ckpt.pt: no tokenizer in it, and no data/.x1b.*'),
+])
+def test_the_file_of_a_bad_tokenizer_is_named(run, changes, expected, capsys):
+    checkpoint.save('out/ckpt.pt', {**run, **changes})
+    with pytest.raises(UserError, match=f'^{expected}--dataset=NAME') as e:
+        output(capsys)
+    assert len(str(e.value)) < 300
+
+    assert output(capsys, dataset='babble')           # the way out that the error names
+
+
+def test_a_loss_that_was_never_measured_is_not_shown(run, capsys):
+    del run['best_val_loss']
+    checkpoint.save('out/ckpt.pt', run)
+    assert pretrained.load('out').about == 'out/ckpt.pt: iteration 2'
+    run['best_val_loss'] = float('nan')
+    checkpoint.save('out/ckpt.pt', run)
+    assert pretrained.load('out').about == 'out/ckpt.pt: iteration 2, best val loss nan'
+
+
+def test_what_0_means_is_not_ignored(run, capsys):
+    """n_head is 4 and n_kv_head 2; n_inner=0 means 128 for this swiglu."""
+    found = pretrained.load('out').config
+    assert (found.kv_heads, found.hidden, found.n_inner) == (2, 128, 0)
+    assert pretrained.ignored_settings(settings(n_inner=128), found) == ''
+    assert pretrained.ignored_settings(settings(n_inner=129), found) == 'n_inner=129 (it has 0)'
+
+
+def test_json_on_a_terminal_is_json_without_control_characters(run, capsys, monkeypatch):
+    text = 'é \x1b[31m \x9b \x7f \u202e "quoted" \\'
+    for is_terminal in (False, True):
+        monkeypatch.setattr(sys.stdout, 'isatty', lambda answer=is_terminal: answer, raising=False)
+        line = sample.as_json(dict(text=text))
+        assert json.loads(line) == dict(text=text)
+        assert line.isprintable() == is_terminal
+        assert 'é' in line
