@@ -118,7 +118,7 @@ def check(cfg):
                   'warmup_iters', 'lr_decay_iters')
     configurator.check_range(cfg, **dict.fromkeys(at_least_1, (1, None)), **dict.fromkeys(at_least_0, (0, None)))
     configurator.check_range(cfg, cooldown=(0, 1), beta1=(0, 0.999999), beta2=(0, 0.999999), seed=(0, 2 ** 63),
-                             learning_rate=(0, 1e6), min_lr=(0, 1e6), weight_decay=(0, 1e6))
+                             learning_rate=(0, 1e6), min_lr=(0, 1e6), weight_decay=(0, 1e6), rope_theta=(1e-3, 1e12))
     configurator.check_choice(cfg, dtype=('auto', *parallel.DTYPES), compile=('auto', True, False),
                               backend=('auto', 'nccl', 'gloo'), lr_schedule=optim.SCHEDULES,
                               optimizer=optim.OPTIMIZERS, data_order=data.ORDERS)

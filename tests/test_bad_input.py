@@ -52,6 +52,8 @@ TRAIN = [
     ('--learning_rate=-1', 'learning_rate=-1.0: expected between 0 and 1000000'),
     ('--learning_rate=1e39 --optimizer=muon', 'learning_rate=1e+39: expected between 0 and'),
     ('--learning_rate=1e999', 'learning_rate=inf: expected between 0 and'),
+    ('--rope_theta=1e999', 'rope_theta=inf: expected between 0.001 and'),
+    ('--rope_theta=1e-320', 'rope_theta=1e-320: expected between 0.001 and'),
     ('--beta2=1', 'beta2=1.0: expected between 0 and'),
     ('--seed=-1', 'seed=-1: expected between 0 and'),
     ('--dtype=float8', "dtype='float8': expected one of auto, float32, bfloat16, float16"),

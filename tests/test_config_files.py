@@ -184,6 +184,12 @@ def test_counts_may_be_fractions_in_a_file_only(capsys):
     assert failure(capsys, '--warmup_iters=30.03').startswith('--warmup_iters=30.03: expected int, found 30.03')
 
 
+def test_nan_in_a_file_is_refused_by_the_check():
+    """Python has no literal for it, so it can come from a file only."""
+    with pytest.raises(UserError, match='^rope_theta=nan: expected between'):
+        train.check(load(write('a.py', 'rope_theta = math.nan')))
+
+
 def test_none_is_the_default_of_what_nanogpt_lacks(capsys):
     names = ('lr_schedule', 'pos', 'norm', 'mlp', 'n_kv_head', 'n_inner', 'optimizer', 'data_order')
     cfg = load(write('a.py', '\n'.join(f'{name} = None' for name in names)))
