@@ -21,8 +21,8 @@ import torch
 
 from gradus.errors import UserError, one_line, show, warn
 from gradus.files import WriteError, atomic_write, make_folder, require_file
+from gradus.optim import FLOATS
 
-FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)         # what weights may be
 NANOGPT_MODEL_ARGS = ('n_layer', 'n_head', 'n_embd', 'block_size', 'bias', 'vocab_size', 'dropout')
 
 

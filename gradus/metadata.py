@@ -79,9 +79,7 @@ def _read_meta_json(path):
         raise UserError(f'{path}: holds {show(meta)}; expected an object; prepare the dataset again')
 
     # What must be there.
-    vocab_size = meta.get('vocab_size')
-    if not _is_count(vocab_size) or not 1 <= vocab_size <= MAX_VOCAB:
-        raise _wrong(path, meta, 'vocab_size', f'an integer from 1 to {MAX_VOCAB:,}')
+    vocab_size = _vocab_size(path, meta)
     dtype = meta.get('dtype')
     if type(dtype) is not str or dtype not in DTYPES:
         raise _wrong(path, meta, 'dtype', 'uint16 or uint32')
@@ -103,6 +101,13 @@ def _read_meta_json(path):
                 source=source if type(source) is str else None)
 
 
+def _vocab_size(path, meta):
+    vocab_size = meta.get('vocab_size')
+    if not _is_count(vocab_size) or not 1 <= vocab_size <= MAX_VOCAB:
+        raise _wrong(path, meta, 'vocab_size', f'an integer from 1 to {MAX_VOCAB:,}')
+    return vocab_size
+
+
 def _is_count(value):
     return type(value) is int and 0 <= value < 2 ** 63
 
@@ -122,9 +127,7 @@ def _read_meta_pkl(path):
         raise UserError(f"{path}: expected nanoGPT's plain dictionary of vocab_size, itos, stoi; refused: {e}") from e
     if type(meta) is not dict:
         raise UserError(f"{path}: holds {show(meta)}; expected nanoGPT's dictionary of vocab_size, itos, stoi")
-    vocab_size = meta.get('vocab_size')
-    if not _is_count(vocab_size) or not 1 <= vocab_size <= MAX_VOCAB:
-        raise _wrong(path, meta, 'vocab_size', f'an integer from 1 to {MAX_VOCAB:,}')
+    vocab_size = _vocab_size(path, meta)
 
     problem = _problem_of_itos(meta.get('itos'), vocab_size)
     if problem:

@@ -15,7 +15,7 @@ import torch
 
 from gradus.errors import UserError, one_line, show
 
-FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)         # what moments may be
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)         # what weights and moments may be
 SCHEDULES = ('cosine', 'linear')
 OPTIMIZERS = ('adamw', 'muon')
 

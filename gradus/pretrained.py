@@ -13,6 +13,7 @@ import torch
 
 from gradus import checkpoint, configurator, hf, metadata
 from gradus.errors import UserError, one_line, show
+from gradus.optim import FLOATS
 from gradus.tokenizer import check_spec
 from model import GPT, GPTConfig
 
@@ -96,7 +97,7 @@ def read_config(model_args, weights, source):
     must not cost memory.
     """
     for name, tensor in weights.items():
-        if tensor.dtype not in checkpoint.FLOATS:
+        if tensor.dtype not in FLOATS:
             raise UserError(f'{source}: {show(name)} is of {tensor.dtype}; expected floating-point weights')
         if tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():     # one pass, no copy
             raise UserError(f'{source}: {show(name)} holds NaN or infinity: the run that wrote it had diverged; '

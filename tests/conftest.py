@@ -124,6 +124,17 @@ def run_script(name, *args, env=(), **kwargs):
     )
 
 
+def read_terminal(master):
+    """Everything that is written to a pseudo-terminal, until the other side is closed."""
+    seen = b''
+    try:
+        while piece := os.read(master, 10_000):
+            seen += piece
+    except OSError:                                   # how Linux says that the other side is closed
+        pass
+    return seen
+
+
 @contextmanager
 def limited(name, amount):
     """Lower a resource limit of this process, for example RLIMIT_AS, for the duration of a with block."""

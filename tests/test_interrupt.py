@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import REPO, flags_of, prepare_babble, read_log, settings, sha256_of, small_disk
+from conftest import REPO, flags_of, prepare_babble, read_log, read_terminal, settings, sha256_of, small_disk
 
 import train
 from gradus import checkpoint
@@ -152,12 +152,7 @@ def test_any_terminal(place, term):
     process = subprocess.Popen([*TRAIN, *flags_of(max_iters=5)], stdout=slave, stderr=slave,
                                env={**os.environ, 'TERM': term})
     os.close(slave)
-    seen = b''
-    try:
-        while piece := os.read(master, 10_000):
-            seen += piece
-    except OSError:                                   # how Linux says that the other side is closed
-        pass
+    seen = read_terminal(master)
     assert process.wait() == 0, seen
     assert b'done: best val loss' in seen
     os.close(master)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import REPO, flags_of, run_script, settings, sha256_of, write_digits
+from conftest import REPO, flags_of, read_terminal, run_script, settings, sha256_of, write_digits
 
 import export
 import mlp_mnist
@@ -104,12 +104,7 @@ def test_a_terminal_gets_no_escapes_and_a_file_gets_every_byte(place, capsys):
     flags = ['--out_dir=out', '--num_samples=1', '--max_new_tokens=20', '--device=cpu']
     process = subprocess.Popen([sys.executable, REPO / 'sample.py', *flags], stdout=slave, stderr=subprocess.PIPE)
     os.close(slave)
-    seen = b''
-    try:
-        while piece := os.read(master, 10_000):
-            seen += piece
-    except OSError:                                   # how Linux says that the other side is closed
-        pass
+    seen = read_terminal(master)
     process.communicate()
     os.close(master)
     assert rb'\x1b[2J' in seen
