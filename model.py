@@ -12,7 +12,7 @@ Shape letters used at the right margin:
 
     B  sequences in a batch               H  query heads                   n_head
     T  tokens in a sequence               G  key/value heads (<= H)        n_kv_head
-    C  width of a token's vector  n_embd  D  width of a head               C / H
+    C  width of a token's vector  n_embd  D  width of a head               head_dim or C / H
     V  tokens in the vocabulary           F  hidden width of feed-forward  n_inner
 
 Parameter names and defaults are nanoGPT's and GPT-2's, so that checkpoints are interchangeable. Needs torch alone.
@@ -95,36 +95,42 @@ class GPTConfig:
     tie_weights: bool = True   # one matrix serves as embedding and unembedding
     rope_theta: float = 10000.0  # base of the rotary wavelengths
     n_inner: int = 0           # hidden width of feed-forward; 0 = 4 C, for swiglu 8/3 C (as many weights)
+    head_dim: int = 0          # width of a head; 0 = C / H
+    norm_eps: float = 0.0      # added to the variance in a norm; 0 = 1e-5 for layernorm, 1e-6 for rmsnorm
 
     def __post_init__(self):
         """Raises ValueError for a shape that cannot be built."""
-        for name in ('block_size', 'vocab_size', 'n_layer', 'n_head', 'n_embd'):
+        sizes = dict(block_size=1, vocab_size=1, n_layer=1, n_head=1, n_embd=1, n_kv_head=0, n_inner=0, head_dim=0)
+        for name, lowest in sizes.items():
             value = getattr(self, name)
-            if not isinstance(value, int) or not 1 <= value <= 2 ** 20:
-                raise ValueError(f'{name}={value!r}: expected an integer of 1 or more, at most {2 ** 20:,}')
+            if not isinstance(value, int) or not lowest <= value <= 2 ** 20:
+                raise ValueError(f'{name}={value!r}: expected an integer of {lowest} or more, at most {2 ** 20:,}')
         for name, kinds in (('pos', POSITIONS), ('norm', NORMS), ('mlp', ACTIVATIONS)):
             if getattr(self, name) not in kinds:
                 raise ValueError(f"{name}={getattr(self, name)!r}: expected one of {', '.join(kinds)}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f'dropout={self.dropout}: expected at least 0 and less than 1')
-        if self.n_embd % self.n_head:
+        for name in ('dropout', 'norm_eps'):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f'{name}={getattr(self, name)}: expected at least 0 and less than 1')
+        if self.n_embd % self.n_head and not self.head_dim:
             raise ValueError(f'n_embd={self.n_embd}, n_head={self.n_head}: expected n_embd to be a multiple of n_head')
-        if self.n_kv_head < 0 or self.n_inner < 0:
-            raise ValueError(f'n_kv_head={self.n_kv_head}, n_inner={self.n_inner}: expected 0 (automatic) or more')
         if self.n_head % self.kv_heads:
             raise ValueError(f'n_head={self.n_head}, n_kv_head={self.n_kv_head}: '
                              'expected n_head to be a multiple of n_kv_head')
-        if self.pos == 'rotary' and (self.head_dim % 2 or self.rope_theta <= 0):
-            raise ValueError(f'n_embd / n_head = {self.head_dim}, rope_theta={self.rope_theta}: '
+        if self.pos == 'rotary' and (self.head_width % 2 or not 0 < self.rope_theta < math.inf):
+            raise ValueError(f'head_dim or n_embd / n_head = {self.head_width}, rope_theta={self.rope_theta}: '
                              'expected an even head width and a positive theta')
 
     @property
-    def head_dim(self):
-        return self.n_embd // self.n_head
+    def head_width(self):
+        return self.head_dim or self.n_embd // self.n_head
 
     @property
     def kv_heads(self):
         return self.n_kv_head or self.n_head
+
+    @property
+    def eps(self):
+        return self.norm_eps or (1e-5 if self.norm == 'layernorm' else 1e-6)
 
     @property
     def hidden(self):
@@ -135,8 +141,8 @@ class GPTConfig:
 
 POSITIONS = ('learned', 'sinusoidal', 'rotary')
 NORMS = {
-    'layernorm': lambda c: nn.LayerNorm(c.n_embd, bias=c.bias),
-    'rmsnorm': lambda c: nn.RMSNorm(c.n_embd, eps=1e-6),
+    'layernorm': lambda c: nn.LayerNorm(c.n_embd, eps=c.eps, bias=c.bias),
+    'rmsnorm': lambda c: nn.RMSNorm(c.n_embd, eps=c.eps),
 }
 ACTIVATIONS = {
     'gelu': F.gelu,
@@ -180,13 +186,13 @@ class CausalSelfAttention(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config = config
-        self.widths = (config.n_embd, config.kv_heads * config.head_dim, config.kv_heads * config.head_dim)
+        self.widths = [n * config.head_width for n in (config.n_head, config.kv_heads, config.kv_heads)]
         self.c_attn = nn.Linear(config.n_embd, sum(self.widths), bias=config.bias)  # W_Q, W_K, W_V, stacked
-        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)     # mixes the heads: W_O
+        self.c_proj = nn.Linear(self.widths[0], config.n_embd, bias=config.bias)    # mixes the heads: W_O
         self.resid_dropout = nn.Dropout(config.dropout)
         if config.qk_norm:
-            self.q_norm = nn.RMSNorm(config.head_dim, eps=1e-6)
-            self.k_norm = nn.RMSNorm(config.head_dim, eps=1e-6)
+            self.q_norm = nn.RMSNorm(config.head_width, eps=config.eps)
+            self.k_norm = nn.RMSNorm(config.head_width, eps=config.eps)
 
     def forward(self, x, angles=None, cache=None, layer=0):
         """(B, T, C) -> (B, T, C). angles: rotate q and k; cache: a `KVCache` in which this is layer `layer`."""
@@ -194,7 +200,7 @@ class CausalSelfAttention(nn.Module):
         c = self.config
 
         # Queries, keys and values, split into heads.
-        heads = self.c_attn(x).view(B, T, -1, c.head_dim).transpose(1, 2)       # (B, H + 2G, T, D)
+        heads = self.c_attn(x).view(B, T, -1, c.head_width).transpose(1, 2)     # (B, H + 2G, T, D)
         q, k, v = heads.split((c.n_head, c.kv_heads, c.kv_heads), dim=1)        # (B, H, T, D), (B, G, T, D) twice
         if c.qk_norm:
             q = self.q_norm(q.type_as(self.q_norm.weight)).type_as(v)
@@ -211,7 +217,7 @@ class CausalSelfAttention(nn.Module):
         dropout = c.dropout if self.training else 0.0
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and T > 1,
                                            dropout_p=dropout, enable_gqa=c.kv_heads != c.n_head)  # (B, H, T, D)
-        y = y.transpose(1, 2).reshape(B, T, C)                                  # heads side by side
+        y = y.transpose(1, 2).reshape(B, T, -1)                                 # heads side by side: (B, T, H D)
         return self.resid_dropout(self.c_proj(y))
 
 
@@ -274,14 +280,18 @@ class GPT(nn.Module):
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         if config.tie_weights:
             self.transformer.wte.weight = self.lm_head.weight
-        # Fixed tables: computed, never trained, never stored.
-        if config.pos == 'sinusoidal':
-            self.register_buffer('pe', sinusoidal(config.block_size, config.n_embd), persistent=False)
-        if config.pos == 'rotary':
-            cos, sin = rotary(config.block_size, config.head_dim, config.rope_theta)
+        self.init_tables()
+        self.init_weights()
+
+    def init_tables(self):
+        """Fixed tables of positions: computed, never trained, never stored."""
+        c = self.config
+        if c.pos == 'sinusoidal':
+            self.register_buffer('pe', sinusoidal(c.block_size, c.n_embd), persistent=False)
+        if c.pos == 'rotary':
+            cos, sin = rotary(c.block_size, c.head_width, c.rope_theta)
             self.register_buffer('cos', cos, persistent=False)
             self.register_buffer('sin', sin, persistent=False)
-        self.init_weights()
 
     @torch.no_grad()
     def init_weights(self):
@@ -345,26 +355,6 @@ class GPT(nn.Module):
         """Number of weights; a tied matrix counts once. non_embedding leaves out position embeddings, as nanoGPT."""
         left_out = self.transformer.wpe.weight.numel() if non_embedding and self.config.pos == 'learned' else 0
         return sum(p.numel() for p in self.parameters()) - left_out
-
-    def param_table(self):
-        """{role: number of weights}. A tied matrix counts in both its roles: the sum is num_params() + V C then."""
-        kinds = {'bias': 'bias', 'ln_': 'norm', '_norm': 'norm', 'wte': 'embedding', 'wpe': 'position', 'c_fc': 'up',
-                 'attn.c_proj': 'output', 'c_gate': 'gate', 'mlp.c_proj': 'down', 'lm_head': 'unembedding'}
-        table = dict.fromkeys((*kinds.values(), 'Q', 'K', 'V'), 0)
-        for name, p in self.named_parameters(remove_duplicate=False):
-            if name.endswith('c_attn.weight'):
-                for kind, rows in zip('QKV', self.transformer.h[0].attn.widths):
-                    table[kind] += rows * p.size(1)
-            else:
-                kind = next(kind for part, kind in kinds.items() if part in name)
-                table[kind] += p.numel()
-        return table
-
-    def flops_per_token(self):
-        """Forward and backward, T = block_size: 6 per weight and 12 L C T for attention. PaLM paper, appendix B."""
-        c = self.config
-        weights = sum(n for kind, n in self.param_table().items() if kind not in ('embedding', 'position'))
-        return 6 * weights + 12 * c.n_layer * c.n_embd * c.block_size
 
     def generate(self, idx, max_new_tokens, choose=greedy, n_vocab=None):
         """Extend idx (B, T) by max_new_tokens, as `stream` makes them: (B, T + new)."""

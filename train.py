@@ -25,6 +25,7 @@ import torch
 from tqdm import tqdm
 
 from gradus import checkpoint, configurator, data, evaluation, metadata, optim, parallel, preparation, pretrained
+from gradus.accounting import flops_per_token
 from gradus.errors import UserError, on_screen, warn
 from gradus.interrupt import Interrupt
 from gradus.log import Log, losses_line, sizes_line, start_wandb, step_line
@@ -69,6 +70,8 @@ class TrainConfig:
     tie_weights: bool = True
     rope_theta: float = 10000.0
     n_inner: int = 0                  # hidden width of the MLP; 0 = 4 n_embd (swiglu: 8/3 n_embd)
+    head_dim: int = 0                 # width of a head; 0 = n_embd / n_head
+    norm_eps: float = 0.0             # 0 = 1e-5 for layernorm, 1e-6 for rmsnorm
     # optimizer
     optimizer: str = 'adamw'          # adamw, or muon for the blocks' matrices (learning_rate about 0.02)
     learning_rate: float = 6e-4       # peak learning rate
@@ -190,14 +193,7 @@ def build_model(cfg, worker, meta, resume=False):
     elif cfg.init_from in ('scratch', 'auto'):
         model = GPT(pretrained.config_of(cfg, pretrained.padded_vocab_size(meta['vocab_size'])))
     else:
-        found = pretrained.load(cfg.init_from, or_else='scratch, resume, auto')
-        if ignored := pretrained.ignored_settings(cfg, found.config):
-            warn(f'the model is {cfg.init_from}; ignored: {ignored}')
-        model = pretrained.build(found, dropout=cfg.dropout)
-        try:
-            model.crop_block_size(cfg.block_size)
-        except ValueError as e:
-            raise UserError(f'{e}; the model is {cfg.init_from}') from e
+        model = pretrained.start_from(cfg, meta)
     return model.to(worker.device), state
 
 
@@ -346,7 +342,7 @@ def train(cfg, worker, interrupt, folder):
             dt = timed_seconds / timed_steps
             speed = dict(tokens_per_s=round(tokens_per_iter / dt))
             if worker.peak_flops:
-                speed['mfu'] = round(tokens_per_iter / dt * model.flops_per_token() / worker.peak_flops, 4)
+                speed['mfu'] = round(tokens_per_iter / dt * flops_per_token(model) / worker.peak_flops, 4)
             log.write(iter=it, loss=loss, grad_norm=float(grad_norm), tokens=tokens, **speed, lr=lr,
                       elapsed_s=round(progress.elapsed_s, 3))
             worker.print(step_line(it, loss, dt, speed))

@@ -13,7 +13,7 @@ import torch
 
 import train
 from benchmarks.paired import checkout, load_nanogpt, report
-from gradus import checkpoint, configurator, data, optim, parallel, pretrained
+from gradus import accounting, checkpoint, configurator, data, optim, parallel, pretrained
 from model import GPT
 
 
@@ -28,7 +28,7 @@ class Ours:
                                      worker.dtype)
         self.scaler = torch.amp.GradScaler(worker.device.type, enabled=worker.dtype == torch.float16)
         self.fast = torch.compile(self.model) if worker.compile else self.model
-        self.flops_per_token = self.model.flops_per_token()
+        self.flops_per_token = accounting.flops_per_token(self.model)
 
     def step(self, n):
         optim.set_step(self.optimizer, n, self.cfg.learning_rate)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 
 from gradus import checkpoint, configurator, hf, metadata
-from gradus.errors import UserError, one_line, show
+from gradus.errors import UserError, one_line, show, warn
 from gradus.optim import FLOATS
 from gradus.tokenizer import check_spec
 from model import GPT, GPTConfig
@@ -146,6 +146,24 @@ def _plain_args(model_args):
 def build(pretrained, dropout=0.0):
     """The GPT with these weights, on the CPU. Raises UserError if weights are missing, left over or of other shapes."""
     return _build(replace(pretrained.config, dropout=dropout), pretrained.weights, pretrained.source)
+
+
+def start_from(cfg, meta):
+    """
+    The GPT that cfg.init_from names, cropped to cfg.block_size, to be trained on a dataset with meta file `meta`.
+    Warns about settings that it cannot have. Raises UserError.
+    """
+    found = load(cfg.init_from, or_else='scratch, resume, auto')
+    if ignored := ignored_settings(cfg, found.config):
+        warn(f'the model is {cfg.init_from}; ignored: {ignored}')
+    if None not in (found.tokenizer, meta['tokenizer']) and found.tokenizer != meta['tokenizer']:
+        warn(f'data/{cfg.dataset} has another tokenizer than {cfg.init_from}: the same ids mean something else')
+    model = build(found, dropout=cfg.dropout)
+    try:
+        model.crop_block_size(cfg.block_size)
+    except ValueError as e:
+        raise UserError(f'{e}; the model is {cfg.init_from}') from e
+    return model
 
 
 def gpt_from_weights(model_args, weights, source='checkpoint', **overrides):

@@ -1,0 +1,23 @@
+"""What a GPT costs: its weights by their role, and the arithmetic of a training step."""
+
+
+def param_table(model):
+    """{role: number of weights}. A tied matrix counts in both its roles: the sum is num_params() + V C then."""
+    kinds = {'bias': 'bias', 'ln_': 'norm', '_norm': 'norm', 'wte': 'embedding', 'wpe': 'position', 'c_fc': 'up',
+             'attn.c_proj': 'output', 'c_gate': 'gate', 'mlp.c_proj': 'down', 'lm_head': 'unembedding'}
+    table = dict.fromkeys((*kinds.values(), 'Q', 'K', 'V'), 0)
+    for name, p in model.named_parameters(remove_duplicate=False):
+        if name.endswith('c_attn.weight'):
+            for kind, rows in zip('QKV', model.transformer.h[0].attn.widths):
+                table[kind] += rows * p.size(1)
+        else:
+            kind = next(kind for part, kind in kinds.items() if part in name)
+            table[kind] += p.numel()
+    return table
+
+
+def flops_per_token(model):
+    """Forward and backward, T = block_size: 6 per weight and 12 L H D T for attention. PaLM paper, appendix B."""
+    c = model.config
+    weights = sum(n for kind, n in param_table(model).items() if kind not in ('embedding', 'position'))
+    return 6 * weights + 12 * c.n_layer * c.n_head * c.head_width * c.block_size
