@@ -1,28 +1,91 @@
 """
-Write a run's weights as safetensors, to give them away: a file of tensors and text, which cannot run code.
+Write a model for other programs.
 
-    python export.py --out_dir=out-quickstart          writes out-quickstart/model.safetensors (pip install safetensors)
+    python export.py --out_dir=out-quickstart --to=hf --dest=folder          transformers, vLLM, lm_eval, ...
+    python export.py --out_dir=out-quickstart --to=gguf --dest=model.gguf    llama.cpp, Ollama, ...
+    python export.py --init_from=gpt2 --to=onnx --dest=gpt2.onnx             ONNX Runtime
+
+hf and gguf need a model of a published family (GPT-2, Llama, Qwen3). safetensors is for train.py and sample.py, and
+nanogpt for nanoGPT.
 """
 
 import os
+import sys
 from dataclasses import dataclass
 
-from gradus import checkpoint, configurator, hf, pretrained
+from gradus import checkpoint, configurator, gguf_file, hf, other_formats, pretrained
+from gradus.errors import UserError
+from gradus.files import atomic_folder
+from gradus.tokenizer import build_tokenizer
 
 
 @dataclass
 class ExportConfig:
+    init_from: str = 'resume'         # resume (from out_dir), or what else train.py accepts
     out_dir: str = 'out'              # folder of the run
     checkpoint: str = ''              # file in it; empty: best.pt if there is one, else ckpt.pt
-    file: str = ''                    # where to write; empty: model.safetensors in out_dir
+    dataset: str = ''                 # folder in data/ whose tokenizer to use, if the checkpoint holds none
+    to: str = 'safetensors'           # hf, gguf, safetensors, nanogpt, onnx
+    dest: str = ''                    # folder (hf) or file to write; empty: a name in out_dir
+    dtype: str = 'f32'                # gguf: f32, f16, q8_0 (8 bits)
+    force: bool = False               # write even if dest exists
+
+
+NAMES = dict(hf='hf', gguf='model.gguf', safetensors='model.safetensors', nanogpt='nanogpt.pt', onnx='model.onnx')
+
+
+def check(cfg):
+    """Raise UserError for settings that make no sense."""
+    configurator.check_choice(cfg, to=tuple(NAMES), dtype=gguf_file.DTYPES)
+    if os.path.basename(cfg.checkpoint) != cfg.checkpoint:
+        raise UserError(f'checkpoint={cfg.checkpoint}: expected the name of a file in out_dir')
+    if cfg.dtype != 'f32' and cfg.to != 'gguf':
+        raise UserError(f'dtype={cfg.dtype}: only --to=gguf has another one than f32')
+    if not cfg.dest and cfg.init_from != 'resume':
+        raise UserError(f'init_from={cfg.init_from}: expected --dest, where to write')
+
+
+def load_model(cfg):
+    """The model that the settings name, its weights still on disk."""
+    if cfg.init_from == 'resume':
+        return pretrained.load_checkpoint(checkpoint.find(cfg.out_dir, cfg.checkpoint), mapped=True)
+    return pretrained.load(cfg.init_from)
+
+
+def write(cfg, found, dest):
+    """Write the model. Returns sentences on what the format cannot express."""
+    if cfg.to == 'safetensors':
+        hf.write_safetensors(dest, found.weights.shapes, found.weights.items(), tokenizer=found.tokenizer,
+                             model_args=checkpoint.model_args(found.config), iter_num=found.iter_num)
+        return []
+    spec = pretrained.find_tokenizer(found, cfg.dataset)
+    if cfg.to == 'nanogpt':
+        return other_formats.write_nanogpt(dest, found, spec)
+    if cfg.to == 'onnx':
+        return other_formats.write_onnx(dest, pretrained.build(found), spec)
+
+    tokenizer = build_tokenizer(spec)
+    if tokenizer.n_vocab > found.config.vocab_size:
+        raise UserError(f'{found.source}: a tokenizer of {tokenizer.n_vocab} tokens for a model of '
+                        f'{found.config.vocab_size}; expected the one that it was trained with, --dataset=NAME')
+    if cfg.to == 'gguf':
+        return gguf_file.write(dest, found.config, found.weights, spec, found.source, cfg.dtype)
+    with atomic_folder(dest) as folder:
+        return hf.write_folder(folder, found.config, found.weights, spec, tokenizer, found.source)
 
 
 def main(cfg):
-    found = pretrained.load_checkpoint(checkpoint.find(cfg.out_dir, cfg.checkpoint))
-    file = cfg.file or os.path.join(cfg.out_dir, 'model.safetensors')
-    hf.save_safetensors(file, found.weights, model_args=checkpoint.model_args(found.config), tokenizer=found.tokenizer,
-                        iter_num=found.iter_num)
-    print(f'{file}: {len(found.weights)} tensors of {found.source}; model_args and tokenizer are in its metadata')
+    check(cfg)
+    dest = cfg.dest or os.path.join(cfg.out_dir, NAMES[cfg.to])
+    if os.path.lexists(dest) and not cfg.force:
+        raise UserError(f'{dest}: exists; give another --dest, or --force to replace it')
+    if os.path.isdir(dest) != (cfg.to == 'hf') and os.path.lexists(dest):
+        raise UserError(f"{dest}: expected {'a folder' if cfg.to == 'hf' else 'a file'} to replace")
+    found = load_model(cfg)
+    notes = write(cfg, found, dest)
+    print(f'{dest}: {found.about}, as {cfg.to}')
+    for note in notes:
+        print(f'note: {note}', file=sys.stderr)
 
 
 if __name__ == '__main__':

@@ -63,11 +63,12 @@ class Damaged(UserError):
     """A checkpoint is not as it was written: it is truncated, or a checksum is wrong."""
 
 
-def load(path, repair=False):
+def load(path, repair=False, mapped=False):
     """
     The verified dictionary in `path`, or in `path`.prev if that one is missing or damaged (with a warning).
     It has at least 'model', parameter names to tensors, and 'model_args'. Raises UserError.
     repair: move a damaged `path` out of the way, otherwise the next save would put it in the place of the good one.
+    mapped: leave the tensors on disk until they are used; the file must not be changed in the meantime.
     """
     if not exists(path):
         raise UserError(f'{path}: not found; expected a checkpoint of train.py{_runs_here()}')
@@ -76,11 +77,11 @@ def load(path, repair=False):
             raise UserError(f'{path}: a link to {os.readlink(path)}, which is not there; is its disk mounted?')
         if not os.path.exists(path):
             raise Damaged(f'{path}: not found')
-        return _load(path)
+        return _load(path, mapped)
     except Damaged as e:
         if not os.path.exists(path + '.prev'):
             raise
-        state = _load(path + '.prev')
+        state = _load(path + '.prev', mapped)
         warn(f'{e}; using {path}.prev, the one before')
         if repair and os.path.exists(path):
             with suppress(OSError):                   # a folder that cannot be written is found out later
@@ -118,13 +119,15 @@ def model_args(config):
 LEGACY = b'\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.'   # how torch.save began before it wrote zip archives
 
 
-def _load(path):
+def _load(path, mapped):
     require_file(path)
     size = os.path.getsize(path)
+    legacy = False
     try:
         with open(path, 'rb') as f:
-            if f.read(len(LEGACY)) != LEGACY:         # which has no checksums
-                _verify(path)
+            legacy = f.read(len(LEGACY)) == LEGACY    # which has no checksums
+        if not legacy:
+            _verify(path)
     except UserError:
         raise
     except Exception as e:                            # zipfile raises a dozen types for damaged files
@@ -134,7 +137,7 @@ def _load(path):
 
     try:
         with torch.serialization.safe_globals(NUMPY_SCALARS):
-            state = torch.load(path, map_location='cpu', weights_only=True)
+            state = torch.load(path, map_location='cpu', weights_only=True, mmap=mapped and not legacy)
     except pickle.UnpicklingError as e:
         raise UserError(f'{path}: refused, it holds more than tensors and plain values: {_found_class(e)}') from e
     except MemoryError:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import stat
 from contextlib import contextmanager
 
@@ -98,3 +99,26 @@ def require_file(path):
     if not stat.S_ISREG(mode):
         kinds = {stat.S_IFDIR: 'a folder', stat.S_IFIFO: 'a pipe', stat.S_IFSOCK: 'a socket'}
         raise UserError(f'{path}: {kinds.get(stat.S_IFMT(mode), "a device")}; expected a file')
+
+
+@contextmanager
+def atomic_folder(path):
+    """
+    A temporary folder to write to. It becomes `path` once all its files are complete; on any error it is removed. If
+    `path` exists, its files of the same names are replaced, one after the other; others stay. Raises UserError.
+    """
+    tmp = temporary_name(os.path.normpath(path))
+    make_folder(tmp, 'give another place')
+    try:
+        yield tmp
+        sync_folder(tmp)
+        if os.path.isdir(path):
+            for name in os.listdir(tmp):
+                os.replace(os.path.join(tmp, name), os.path.join(path, name))
+        else:
+            os.rename(tmp, path)
+        sync_folder(os.path.dirname(os.path.normpath(path)) or '.')
+    except OSError as e:
+        raise WriteError(f'{path}: could not be written ({e.strerror or one_line(e)})') from e
+    finally:
+        shutil.rmtree(tmp, ignore_errors=True)

@@ -1,101 +1,218 @@
 """
-Hugging Face's files: a published GPT-2 to our names and layouts, and our weights as safetensors.
+Hugging Face's format: a folder with config.json, model.safetensors (or several shards), and the tokenizer's files.
 
-The four matrices of a block are stored there as (in, out), ours as (out, in); otherwise the names agree.
-Needs safetensors, and huggingface_hub to download: pip install safetensors huggingface_hub
+    load(source)            a GPT-2, Llama or Qwen3, from a folder or from the hub, as GPTConfig, weights, tokenizer
+    write_folder(...)       the same for transformers' AutoModelForCausalLM and AutoTokenizer
+    write_safetensors(...)  one file of tensors under our own names
+
+Tensors are read and written one after the other. Needs safetensors, and huggingface_hub to download:
+pip install safetensors huggingface_hub
 """
 
 import json
 import os
+import struct
 
+import torch
+
+from gradus import families, tokenizer_files
 from gradus.errors import UserError, one_line, show
+from gradus.families import FAMILIES
 from gradus.files import atomic_write, require_file
 
 FILES = ('config.json', 'model.safetensors')
-TRANSPOSED = ('attn.c_attn.weight', 'attn.c_proj.weight', 'mlp.c_fc.weight', 'mlp.c_proj.weight')
+INDEX = 'model.safetensors.index.json'                # which shard holds which tensor
 ACTIVATION = {'gelu': 'gelu', 'gelu_new': 'gelu_tanh', 'gelu_pytorch_tanh': 'gelu_tanh', 'relu': 'relu'}
+DTYPES = {torch.float64: 'F64', torch.float32: 'F32', torch.float16: 'F16', torch.bfloat16: 'BF16'}
+
+# What config.json may say beside sizes: the values that our GPT computes. A key that is missing has the first one.
+KNOWN = {
+    'gpt2': dict(activation_function=('gelu_new', 'gelu', 'gelu_pytorch_tanh', 'relu'), scale_attn_weights=(True,),
+                 scale_attn_by_inverse_layer_idx=(False,), add_cross_attention=(False, None)),
+    'llama': dict(hidden_act=('silu',), rope_scaling=(None,), attention_bias=(False, True), mlp_bias=(False, True),
+                  sliding_window=(None,), partial_rotary_factor=(None, 1, 1.0), quantization_config=(None,)),
+    'qwen3': dict(hidden_act=('silu',), rope_scaling=(None,), attention_bias=(False,),
+                  use_sliding_window=(False, None), partial_rotary_factor=(None, 1, 1.0), quantization_config=(None,)),
+}
+# What transformers assumes for a size that is missing or null; all others must be there.
+DEFAULTS = {
+    'gpt2': dict(layer_norm_epsilon=1e-5),
+    'llama': dict(rms_norm_eps=1e-6, rope_theta=10000.0),
+    'qwen3': dict(rms_norm_eps=1e-6, rope_theta=10000.0, head_dim=128),
+}
 
 
-def load_gpt2(source):
+# ---------------------------------------------------------------------------- reading
+
+def load(source):
     """
-    (model_args, state_dict) of a GPT-2 in Hugging Face's format.
-
-    source: a folder with config.json and model.safetensors, or a name on the hub (gpt2, gpt2-medium, gpt2-large,
-    gpt2-xl, or owner/model). model_args: keyword arguments of GPTConfig. Raises UserError.
+    (config, weights, tokenizer) of a model in Hugging Face's format. source: a folder, or a name on the hub (gpt2,
+    gpt2-medium, gpt2-large, gpt2-xl, or owner/model). tokenizer: plain data, or a sentence that says why there is none.
+    Raises UserError.
     """
+    safetensors = _safetensors(f'init_from={source}')
+    found = _read_json(_find(source, 'config.json'), source)
+    family, config = _config(found, source)
+    names, read = _tensors(safetensors, source)
+    config, weights = families.from_theirs(family, config, names, read, 1, source)
+    return config, weights, _tokenizer(source)
+
+
+def _safetensors(what):
     try:
-        from safetensors.torch import load_file
+        import safetensors
+        return safetensors
     except ImportError as e:
-        raise UserError(f'init_from={source} needs safetensors; pip install safetensors huggingface_hub') from e
-    config_path, weights_path = (_find(source, name) for name in FILES)
+        raise UserError(f'{what} needs safetensors; pip install safetensors huggingface_hub') from e
+
+
+def _read_json(path, source):
     try:
-        with open(config_path, encoding='utf-8-sig') as f:
-            config = json.load(f)
-        weights = load_file(weights_path)
-    except MemoryError:
-        raise
-    except Exception as e:                            # a dozen types for damaged files
-        raise UserError(f'{source}: cannot be read ({type(e).__name__}: {one_line(e, limit=120)})') from e
-    model_args = _model_args(config, source)
-    twice = sorted(weights.keys() & {f'transformer.{name}' for name in weights})
-    if twice:
-        raise UserError(f'{source}: two tensors are called {show(twice[0])}')
-    return model_args, from_hf_gpt2(weights, model_args['tie_weights'])
+        with open(path, encoding='utf-8-sig') as f:
+            found = json.load(f)
+    except (OSError, ValueError, RecursionError) as e:
+        name = os.path.basename(path)
+        raise UserError(f'{source}: {name} cannot be read ({type(e).__name__}: {one_line(e, limit=120)})') from e
+    if not isinstance(found, dict):
+        raise UserError(f'{source}: {os.path.basename(path)} holds {show(found)}; expected an object')
+    return found
 
 
-def _model_args(config, source):
-    """config.json as keyword arguments of GPTConfig. Raises UserError, also for variants that our GPT-2 cannot be."""
-    if not isinstance(config, dict):
-        raise UserError(f'{source}: config.json holds {show(config)}; expected an object')
-
+def _config(found, source):
+    """The family and the GPTConfig that a config.json describes. Raises UserError for what our GPT cannot be."""
     def value(key, kind, default=None):
-        found = config.get(key, default)
-        if type(found) is not kind or kind is int and abs(found) > 2 ** 53:
-            raise UserError(f'{source}: {key} is {show(found)} in config.json; expected {kind.__name__}')
-        return found
+        number = found.get(key)
+        number = default if number is None else number
+        if kind is float and type(number) is int and abs(number) < 2 ** 53:
+            number = float(number)
+        if type(number) is not kind or kind is int and abs(number) > 2 ** 53:
+            raise UserError(f'{source}: {key} is {show(number)} in config.json; expected {kind.__name__}')
+        return number
 
     model_type = value('model_type', str)
+    if model_type not in FAMILIES:
+        raise UserError(f"{source}: a model of type {show(model_type)}; expected {', '.join(FAMILIES)}")
+    family = FAMILIES[model_type]
+    found = _flat_rope(found, source)
+    for key, known in KNOWN[model_type].items():
+        if key in found and not any(found[key] is k or type(k) is not bool and found[key] == k for k in known):
+            raise UserError(f'{source}: {key}={show(found[key])} is not supported')
+    layer_types = found.get('layer_types')
+    if layer_types is not None and any(t != 'full_attention' for t in layer_types):
+        raise UserError(f'{source}: layer_types={show(layer_types)} is not supported; expected full_attention')
+
+    # Sizes.
+    defaults = {**DEFAULTS[model_type]}
     if model_type != 'gpt2':
-        raise UserError(f'{source}: a model of type {show(model_type)}; expected gpt2')
-    activation = value('activation_function', str, 'gelu_new')
-    supported = dict(
-        activation_function=activation in ACTIVATION,
-        layer_norm_epsilon=value('layer_norm_epsilon', float, 1e-5) == 1e-5,
-        scale_attn_weights=value('scale_attn_weights', bool, True),
-        scale_attn_by_inverse_layer_idx=not value('scale_attn_by_inverse_layer_idx', bool, False),
-    )
-    for key, ok in supported.items():
-        if not ok:
-            raise UserError(f'{source}: {key}={show(config[key])} is not supported')
+        heads = value('num_attention_heads', int)
+        defaults.setdefault('head_dim', value('hidden_size', int) // max(heads, 1))
+        defaults['num_key_value_heads'] = heads
+    else:
+        defaults['n_inner'] = 4 * value('n_embd', int)
+    sizes = {}
+    for field, key, _ in family.sizes:
+        sizes[field] = value(key, float if field in ('eps', 'rope_theta') else int, defaults.get(key))
 
-    args = dict(
-        n_layer=value('n_layer', int),
-        n_head=value('n_head', int),
-        n_embd=value('n_embd', int),
-        bias=True,
-        block_size=value('n_positions', int),
-        vocab_size=value('vocab_size', int),
-        mlp=ACTIVATION[activation],
-        tie_weights=value('tie_word_embeddings', bool, True),
-    )
-    if config.get('n_inner') is not None and value('n_inner', int) != 4 * args['n_embd']:
-        args['n_inner'] = config['n_inner']
-    return args
+    # The rest.
+    more = dict(tie_weights=value('tie_word_embeddings', bool, model_type == 'gpt2'))
+    if model_type == 'gpt2':
+        more.update(mlp=ACTIVATION[value('activation_function', str, 'gelu_new')], bias=True)
+    else:
+        more['bias'] = value('attention_bias', bool, False)
+        if model_type == 'llama' and value('mlp_bias', bool, False) != more['bias']:
+            raise UserError(f"{source}: attention_bias={more['bias']} but mlp_bias={not more['bias']} is not "
+                            'supported; expected both or neither')
+    return family, families.config_from(family, sizes, source, **more)
 
 
-def from_hf_gpt2(weights, tied=True):
-    """Rename and transpose {Hugging Face name: tensor} into the state_dict of our GPT."""
-    state = {}
-    for name, tensor in weights.items():
-        if name.endswith(('.attn.bias', '.attn.masked_bias')):        # the causal mask, once stored as a buffer
-            continue
-        if not name.startswith(('transformer.', 'lm_head.')):         # the hub's own files leave the prefix out
-            name = 'transformer.' + name
-        turn = name.endswith(TRANSPOSED) and tensor.dim() == 2
-        state[name] = tensor.t().contiguous() if turn else tensor
-    if tied and 'transformer.wte.weight' in state:
-        state['lm_head.weight'] = state['transformer.wte.weight']
-    return state
+def _flat_rope(found, source):
+    """transformers 5 keeps what concerns rotary positions in `rope_parameters`, older versions in two keys."""
+    rope = found.get('rope_parameters')
+    if rope is None:
+        return found
+    if not isinstance(rope, dict) or rope.get('rope_type', 'default') != 'default':
+        raise UserError(f'{source}: rope_parameters={show(rope)} is not supported; expected the rope_type default')
+    return {**found, **{key: rope[key] for key in ('rope_theta', 'partial_rotary_factor') if key in rope}}
+
+
+def _tensors(safetensors, source):
+    """The names of a model's tensors, as GPT2LMHeadModel spells them, and a function that reads one of them."""
+    if os.path.isdir(source) and not os.path.exists(os.path.join(source, FILES[1])) and \
+            os.path.exists(os.path.join(source, INDEX)):
+        shards = _shards(_read_json(os.path.join(source, INDEX), source), source)
+    else:
+        try:
+            shards = [_find(source, FILES[1])]
+        except NotOnHub:
+            shards = _shards(_read_json(_find(source, INDEX), source), source)
+    where = {}
+    for path in shards:
+        try:
+            with safetensors.safe_open(path, 'pt') as f:
+                for name in f.keys():
+                    full = name if name.startswith(('transformer.', 'model.', 'lm_head.')) else f'transformer.{name}'
+                    if full in where:
+                        raise UserError(f'{source}: two tensors are called {show(full)}')
+                    if not name.endswith(('.attn.bias', '.attn.masked_bias', '.rotary_emb.inv_freq')):     # computed
+                        where[full] = (path, name)
+        except UserError:
+            raise
+        except Exception as e:                        # a dozen types for damaged files
+            file = os.path.basename(path)
+            raise UserError(f'{source}: {file} cannot be read ({type(e).__name__}: {one_line(e, limit=120)})') from e
+
+    def read(name):
+        path, stored = where[name]
+        with safetensors.safe_open(path, 'pt') as f:  # opened again each time: what was mapped is given back
+            return f.get_tensor(stored).float()
+    return where.keys(), read
+
+
+def read_safetensors(path):
+    """The metadata of one file, the names of its tensors, and a function that reads one. Raises UserError."""
+    require_file(path)
+    safetensors = _safetensors(path)
+    try:
+        with safetensors.safe_open(path, 'pt') as f:
+            metadata, names = f.metadata() or {}, list(f.keys())
+    except Exception as e:                            # a dozen types for damaged files
+        raise UserError(f'{path}: cannot be read ({type(e).__name__}: {one_line(e, limit=120)})') from e
+
+    def read(name):
+        with safetensors.safe_open(path, 'pt') as f:  # opened again each time: what was mapped is given back
+            return f.get_tensor(name)
+    return metadata, names, read
+
+
+def _shards(index, source):
+    """The paths of the shards that an index names."""
+    names = index.get('weight_map')
+    if not isinstance(names, dict) or not all(isinstance(n, str) for n in names.values()):
+        raise UserError(f'{source}: {INDEX} has weight_map={show(names)}; expected the names of files')
+    for name in names.values():
+        if os.path.basename(name) != name:
+            raise UserError(f'{source}: {INDEX} names {show(name)}; expected the name of a file beside it')
+    return [_find(source, name) for name in sorted(set(names.values()))]
+
+
+def _tokenizer(source):
+    """The tokenizer's plain data, or a sentence that says why there is none."""
+    try:
+        tokenizer = _read_json(_find(source, 'tokenizer.json'), source)
+    except UserError as e:
+        return {'kind': 'gpt2'} if source.startswith('gpt2') else str(e)
+    try:
+        config = _read_json(_find(source, 'tokenizer_config.json'), source)
+    except UserError:
+        config = {}
+    try:
+        return tokenizer_files.from_hf(tokenizer, config)
+    except UserError as e:
+        return f'{source}: {e}'
+
+
+class NotOnHub(UserError):
+    """There is such a model, without such a file."""
 
 
 def _find(source, name):
@@ -115,26 +232,70 @@ def _find(source, name):
     try:
         return hf_hub_download(repo, name)
     except Exception as e:                            # the hub's own errors and those of the network
-        raise UserError(f'{source}: {name} is not in the cache and could not be downloaded ({type(e).__name__}); '
-                        'give a folder with config.json and model.safetensors') from e
+        kind = NotOnHub if type(e).__name__ == 'EntryNotFoundError' else UserError
+        raise kind(f'{source}: {name} is not in the cache and could not be downloaded ({type(e).__name__}); '
+                   'give a folder with config.json and model.safetensors') from e
 
 
-def save_safetensors(path, weights, **metadata):
+# ---------------------------------------------------------------------------- writing
+
+def config_json(family, config, tokenizer):
+    """What transformers must know of a model: config.json."""
+    found = {key: getattr(config, field) for field, key, _ in family.sizes}
+    found.update(model_type=family.name, architectures=[family.hf_class], tie_word_embeddings=config.tie_weights,
+                 dtype='float32', torch_dtype='float32', bos_token_id=tokenizer.start_id,
+                 eos_token_id=tokenizer.end_id, pad_token_id=None, use_cache=True)
+    if family.name == 'gpt2':
+        names = {ours: theirs for theirs, ours in reversed(ACTIVATION.items())}
+        found.update(activation_function=names[config.mlp], n_ctx=config.block_size)
+        found.update(dict.fromkeys(('attn_pdrop', 'embd_pdrop', 'resid_pdrop'), config.dropout))
+    else:
+        found.update(hidden_act='silu', attention_bias=config.bias, attention_dropout=config.dropout,
+                     rope_parameters=dict(rope_type='default', rope_theta=config.rope_theta))
+    if family.name == 'llama':
+        found['mlp_bias'] = config.bias
+    return found
+
+
+def write_folder(folder, config, weights, spec, tokenizer, source):
     """
-    Write {name: tensor} to `path`, with the metadata beside them as JSON texts. A tensor that two names share is
-    written under both. Raises UserError.
+    Write a model for transformers into an existing folder. weights: {our name: tensor}; spec, tokenizer: its
+    tokenizer, as plain data and built. Returns sentences on what the format cannot express. Raises UserError.
     """
-    try:
-        import safetensors.torch
-    except ImportError as e:
-        raise UserError('export.py needs safetensors; pip install safetensors') from e
-    try:
-        tensors = {name: tensor.clone() for name, tensor in weights.items()}
-        texts = {key: json.dumps(value) for key, value in metadata.items()}
-        content = safetensors.torch.save(tensors, metadata={'format': 'pt', **texts})
-        with atomic_write(path) as f:
-            f.write(content)
-    except UserError:
-        raise
-    except Exception as e:                            # what safetensors cannot write
-        raise UserError(f'{path}: could not be written ({one_line(e, limit=120)})') from e
+    family = families.family_of(config, source)
+    files, notes = tokenizer_files.to_hf(spec, config.vocab_size)
+    files['config.json'] = _as_json(config_json(family, config, tokenizer))
+    generation = dict(bos_token_id=tokenizer.start_id, eos_token_id=tokenizer.end_id)
+    if tokenizer.n_vocab < config.vocab_size:         # rows without a token, which must never be chosen
+        generation['suppress_tokens'] = list(range(tokenizer.n_vocab, config.vocab_size))
+    files['generation_config.json'] = _as_json(generation)
+    for name, text in files.items():
+        with atomic_write(os.path.join(folder, name)) as f:
+            f.write(text.encode())
+    theirs = {tensor.theirs: tensor.their_shape for tensor in families.tensors_of(family, config, 1)}
+    write_safetensors(os.path.join(folder, FILES[1]), theirs, families.to_theirs(family, config, weights, 1))
+    return notes
+
+
+def _as_json(found):
+    return json.dumps(found, indent=2, sort_keys=True) + '\n'
+
+
+def write_safetensors(path, shapes, tensors, **metadata):
+    """
+    Write tensors in float32, one after the other; safetensors itself would need all of them in memory twice.
+    shapes: {name: shape} in the order of `tensors`, (name, tensor) pairs; metadata: written beside them as JSON texts.
+    The format: 8 bytes of the header's length, the header as JSON, then all numbers. Raises UserError.
+    """
+    header = {'__metadata__': {'format': 'pt', **{key: json.dumps(value) for key, value in metadata.items()}}}
+    end = 0
+    for name, shape in shapes.items():
+        start, end = end, end + 4 * torch.Size(shape).numel()
+        header[name] = dict(dtype='F32', shape=list(shape), data_offsets=[start, end])
+    text = json.dumps(header).encode()
+    text += b' ' * (-len(text) % 8)                   # numbers are aligned
+    with atomic_write(path) as f:
+        f.write(struct.pack('<Q', len(text)) + text)
+        for name, tensor in tensors:
+            assert tuple(tensor.shape) == tuple(shapes[name]), name
+            f.write(tensor.detach().float().contiguous().numpy().astype('<f4', copy=False).data)

@@ -1,19 +1,21 @@
 """
-Where a model comes from: a run's folder, a checkpoint file, a Hugging Face folder, or a name on the hub.
+Where a model comes from: a run's folder, a checkpoint file, a Hugging Face folder, a name on the hub, or a GGUF file.
 
     pretrained = load('out-quickstart')        # config, weights, tokenizer, and a line about it
     model = build(pretrained)
 """
 
+import json
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 
 import torch
 
-from gradus import checkpoint, configurator, hf, metadata
+from gradus import checkpoint, configurator, gguf_file, hf, metadata
 from gradus.errors import UserError, one_line, show, warn
-from gradus.optim import FLOATS
+from gradus.families import Weights
 from gradus.tokenizer import check_spec
 from model import GPT, GPTConfig
 
@@ -23,21 +25,26 @@ class Pretrained:
     """A model as it was found, checked but not built yet."""
     source: str             # path or name, for messages
     config: GPTConfig
-    weights: dict           # parameter name -> tensor, as in GPT.state_dict()
+    weights: Mapping        # parameter name -> tensor, as in GPT.state_dict(); read and checked when asked for
     tokenizer: dict | None  # plain data, for tokenizer.build_tokenizer; None if the file does not hold one
     about: str              # a line about it, for people
     iter_num: int | None = None
     dataset: str | None = None   # what it was trained on, by its own account
+    no_tokenizer: str = ''       # why there is none
 
 
 def load(source, or_else='resume'):
     """
     The `Pretrained` model in `source`. Raises UserError if there is none, or if it is damaged or inconsistent.
 
-    source: a run's folder, a checkpoint file of train.py or nanoGPT, a folder with config.json and model.safetensors,
-    gpt2, gpt2-medium, gpt2-large, gpt2-xl, or owner/model on the hub.
+    source: a run's folder, a checkpoint file of train.py or nanoGPT, a file of export.py (safetensors, gguf), a folder
+    with config.json and model.safetensors, gpt2, gpt2-medium, gpt2-large, gpt2-xl, or owner/model on the hub.
     or_else: what else the script accepts as init_from, for the error message.
     """
+    if source.endswith('.gguf'):
+        return _from_elsewhere(source, *gguf_file.load(source))
+    if source.endswith('.safetensors') and os.path.isfile(source):
+        return load_safetensors(source)
     if os.path.isfile(source):
         return load_checkpoint(source)
     if os.path.isdir(source):
@@ -45,26 +52,30 @@ def load(source, or_else='resume'):
         if checkpoint.exists(path):
             return load_checkpoint(path)
         if any(os.path.exists(os.path.join(source, name)) for name in hf.FILES):
-            return load_hf(source)
+            return _from_elsewhere(source, *hf.load(source))
     elif source.startswith('gpt2') or re.fullmatch(r'[\w-]+/[\w.-]+', source):
-        return load_hf(source)
+        return _from_elsewhere(source, *hf.load(source))
     raise UserError(f'init_from={source}: expected {or_else}, gpt2, gpt2-medium, gpt2-large, gpt2-xl, owner/model, '
-                    'the folder of a run, or a folder with config.json and model.safetensors')
+                    'the folder of a run, a folder with config.json and model.safetensors, or a .gguf file')
 
 
-def load_checkpoint(path):
-    """The model in a checkpoint of train.py or nanoGPT. Raises UserError."""
-    return _from_state(path, checkpoint.load(path))
+def load_checkpoint(path, mapped=False):
+    """
+    The model in a checkpoint of train.py or nanoGPT. mapped: leave the tensors on disk until they are asked for.
+    Raises UserError.
+    """
+    return _from_state(path, checkpoint.load(path, mapped=mapped))
 
 
 def _from_state(path, state):
     about = f"{path}: iteration {state.get('iter_num', '?')}"
     if 'best_val_loss' in state:
         about += f", best val loss {state['best_val_loss']:.4f}"
+    config = read_config(state['model_args'], path)
     return Pretrained(
         source=path,
-        config=read_config(state['model_args'], state['model'], path),
-        weights=state['model'],
+        config=config,
+        weights=_weights(config, state['model'], path),
         tokenizer=state.get('tokenizer'),
         about=about,
         iter_num=state.get('iter_num'),
@@ -83,43 +94,38 @@ def load_newest(name=''):
                     'train one (python train.py config/quickstart.py) or give --out_dir')
 
 
-def load_hf(source):
-    """The GPT-2 in a folder of Hugging Face's format, or of that name on the hub. Raises UserError."""
-    args, weights = hf.load_gpt2(source)
-    config = read_config(args, weights, source)
-    return Pretrained(source, config, weights, tokenizer={'kind': 'gpt2'}, about=source)
+def _from_elsewhere(source, config, weights, tokenizer):
+    spec = None if isinstance(tokenizer, str) else tokenizer
+    return Pretrained(source, config, weights, tokenizer=spec, about=source,
+                      no_tokenizer=tokenizer if spec is None else '')
 
 
-def read_config(model_args, weights, source):
-    """
-    The GPTConfig that `model_args` describe. Raises UserError, which names `source`, if it is not one or if the
-    weights {name: tensor} do not have its sizes, or are not finite. This comes before a model is built: absurd sizes
-    must not cost memory.
-    """
-    for name, tensor in weights.items():
-        if tensor.dtype not in FLOATS:
-            raise UserError(f'{source}: {show(name)} is of {tensor.dtype}; expected floating-point weights')
-        if tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():     # one pass, no copy
-            raise UserError(f'{source}: {show(name)} holds NaN or infinity: the run that wrote it had diverged; '
-                            'use an earlier checkpoint')
+def load_safetensors(path):
+    """The model in a file that export.py --to=safetensors wrote. Raises UserError."""
+    metadata, names, read = hf.read_safetensors(path)
     try:
-        config = GPTConfig(**_plain_args(model_args))
-        if config.n_layer > max(1000, len(weights)):
-            raise ValueError(f'n_layer={config.n_layer} for {len(weights)} tensors')
-        expected = {
-            'wte': (config.vocab_size, config.n_embd),
-            f'h.{config.n_layer - 1}.mlp.c_fc': (config.hidden, config.n_embd),
-        }
-        if config.pos == 'learned':
-            expected['wpe'] = (config.block_size, config.n_embd)
-        for name, shape in expected.items():
-            tensor = weights.get(f'transformer.{name}.weight')
-            if tensor is None or tensor.shape != shape:
-                found = 'missing' if tensor is None else tuple(tensor.shape)
-                raise ValueError(f'transformer.{name}.weight is {found}, expected {shape}')
+        model_args = json.loads(metadata['model_args'])
+        tokenizer = json.loads(metadata.get('tokenizer', 'null'))
+    except (KeyError, TypeError, ValueError, RecursionError) as e:
+        raise UserError(f'{path}: no model_args in its metadata; expected a file of export.py --to=safetensors, or '
+                        'a folder with config.json') from e
+    if not isinstance(model_args, dict) or not isinstance(tokenizer, (dict, type(None))):
+        raise UserError(f'{path}: its metadata says model_args={show(model_args)}; expected an object')
+    config = read_config(model_args, path)
+    weights = Weights(config, {name: (lambda name=name: read(name)) for name in names}, path)
+    return Pretrained(path, config, weights, tokenizer, about=path)
+
+
+def read_config(model_args, source):
+    """The GPTConfig that `model_args` describe. Raises UserError, which names `source`, if they do not describe one."""
+    try:
+        return GPTConfig(**_plain_args(model_args))
     except (ValueError, TypeError, AttributeError, RuntimeError) as e:
         raise _mismatch(source, e) from e
-    return config
+
+
+def _weights(config, tensors, source):
+    return Weights(config, {name: (lambda tensor=tensor: tensor) for name, tensor in tensors.items()}, source)
 
 
 def _plain_args(model_args):
@@ -144,8 +150,34 @@ def _plain_args(model_args):
 
 
 def build(pretrained, dropout=0.0):
-    """The GPT with these weights, on the CPU. Raises UserError if weights are missing, left over or of other shapes."""
-    return _build(replace(pretrained.config, dropout=dropout), pretrained.weights, pretrained.source)
+    """
+    The GPT with these weights, in float32 on the CPU. They are read one after the other, so that no more memory is
+    needed than for the model itself. Raises UserError if one is missing, left over, damaged or of another shape.
+    """
+    config = replace(pretrained.config, dropout=dropout)
+    own, storages = {}, set()
+    for name in pretrained.weights:
+        if config.tie_weights and name == 'transformer.wte.weight':
+            continue
+        tensor = pretrained.weights[name].float()
+        storage = tensor.untyped_storage()
+        alone = storage.nbytes() == tensor.nbytes and storage.data_ptr() not in storages
+        if not tensor.is_contiguous() or not alone:   # memory that something else uses too
+            tensor = tensor.clone(memory_format=torch.contiguous_format)
+        storages.add(tensor.untyped_storage().data_ptr())
+        own[name] = tensor
+
+    with torch.device('meta'):                        # a GPT without memory of its own
+        model = GPT(config)
+    if config.tie_weights:
+        own['transformer.wte.weight'] = own['lm_head.weight']
+    model.load_state_dict(own, assign=True)
+    if config.tie_weights:
+        model.transformer.wte.weight = model.lm_head.weight
+    for p in model.parameters():
+        p.requires_grad_()
+    model.init_tables()
+    return model
 
 
 def start_from(cfg, meta):
@@ -168,19 +200,9 @@ def start_from(cfg, meta):
 
 def gpt_from_weights(model_args, weights, source='checkpoint', **overrides):
     """The GPT with a checkpoint's model_args (overrides win) and weights. Raises UserError, which names `source`."""
-    config = read_config(model_args | overrides, weights, source)
-    return _build(config, weights, source)
-
-
-def _build(config, weights, source):
-    if config.tie_weights and 'transformer.wte.weight' in weights:              # some files have one name of two
-        weights = {'lm_head.weight': weights['transformer.wte.weight'], **weights}
-    try:
-        model = GPT(config)
-        model.load_state_dict(weights)
-    except (ValueError, TypeError, AttributeError, RuntimeError) as e:
-        raise _mismatch(source, e) from e
-    return model
+    config = read_config(model_args | overrides, source)
+    found = Pretrained(source, config, _weights(config, weights, source), tokenizer=None, about=source)
+    return build(found, dropout=config.dropout)
 
 
 def _mismatch(source, error):
@@ -201,6 +223,8 @@ def find_tokenizer(pretrained, dataset=''):
         except UserError as e:
             raise UserError(f'{pretrained.source}: {e}, or --dataset=NAME') from e
         return pretrained.tokenizer
+    if pretrained.no_tokenizer:
+        raise UserError(f'{pretrained.no_tokenizer}; give --dataset=NAME')
 
     vocab_size = pretrained.config.vocab_size
     folders = os.listdir('data') if os.path.isdir('data') else []

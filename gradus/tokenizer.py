@@ -3,20 +3,25 @@ Text to numbers and back.
 
     encode('Hi') -> [72, 105]        decode([72, 105]) -> 'Hi'
 
-Three kinds. Each is stored as plain data, {"kind": ...}, in a dataset's meta.json and inside checkpoints:
+Four kinds. Each is stored as plain data, {"kind": ...}, in a dataset's meta.json and inside checkpoints:
 
     byte   256 ids, the bytes of UTF-8: any text, nothing to learn, nothing unknown
     char   one id for each character of the training text
     gpt2   GPT-2's 50,257 byte-pair tokens, through tiktoken
+    bpe    byte-pair tokens of another model, such as Llama 3 or Qwen3, through tiktoken too
 """
+
+import re
+import unicodedata
 
 import numpy as np
 
-from gradus.errors import UserError, show
+from gradus.errors import UserError, one_line, show
 
 
 class ByteTokenizer:
     n_vocab = 256
+    start = ()                                        # ids that precede every prompt
     start_id = 10                                     # what an empty prompt starts from: a newline
     end_id = None                                     # no token marks the end of a text
 
@@ -41,6 +46,7 @@ class ByteTokenizer:
 
 
 class CharTokenizer:
+    start = ()
     end_id = None
 
     def __init__(self, chars):
@@ -83,6 +89,7 @@ class CharTokenizer:
 
 class GPT2Tokenizer:
     n_vocab = 50257
+    start = ()
 
     def __init__(self):
         """Raises UserError if tiktoken or its files are missing."""
@@ -118,11 +125,114 @@ class GPT2Tokenizer:
         return {'kind': 'gpt2'}
 
 
+class BPETokenizer:
+    """
+    Byte-pair encoding: a text is cut into pieces by a pattern; in each piece, the two neighbours that make the token
+    learned first are merged, again and again. Sennrich et al. 2016, on bytes as in GPT-2.
+
+    Special tokens, such as <|im_start|>, are found in prompts before anything else.
+    """
+
+    def __init__(self, spec):
+        """spec: as `check_bpe` describes it. Raises UserError."""
+        try:
+            import tiktoken
+        except ImportError as e:
+            raise UserError('BPE tokens need tiktoken; pip install tiktoken') from e
+        special = set(spec['special'])
+        self.spec = spec
+        self.n_vocab = len(spec['tokens'])
+        self.start = spec['start']
+        self.end_id = spec['end_id']
+        self.start_id = (*self.start, self.end_id or 0)[0]
+        self.special = {spec['tokens'][i]: i for i in special}
+        longest_first = sorted(self.special, key=len, reverse=True)
+        self.find_special = re.compile('(' + '|'.join(map(re.escape, longest_first)) + ')') if special else None
+
+        # What each id stands for, and what tiktoken merges: an earlier id is merged first.
+        self.bytes = [b''] * self.n_vocab
+        for i, token in enumerate(spec['tokens']):
+            if token is not None:
+                self.bytes[i] = token.encode('utf-8', 'replace') if i in special else letters_to_bytes(token)
+        ranks = {self.bytes[i]: i for i, token in enumerate(spec['tokens']) if token is not None and i not in special}
+        for b in range(256):                          # tiktoken needs all bytes; those without an id are left out
+            ranks.setdefault(bytes([b]), self.n_vocab + b)
+        self.complete = max(ranks.values()) < self.n_vocab
+        try:
+            self.bpe = tiktoken.Encoding('bpe', pat_str=spec['pattern'], mergeable_ranks=ranks, special_tokens={})
+        except Exception as e:
+            raise UserError(f"tokenizer of kind bpe with pattern {show(spec['pattern'])}: {one_line(e)}; "
+                            'expected a regular expression') from e
+
+    def encode(self, text):
+        """For prompts: special tokens are found."""
+        if not self.find_special:
+            return self.encode_ordinary(text)
+        ids = []
+        for n, piece in enumerate(self.find_special.split(text)):
+            ids += [self.special[piece]] if n % 2 else self.encode_ordinary(piece)
+        return ids
+
+    def encode_ordinary(self, text):
+        """For training text: special tokens are text like any other."""
+        if self.spec.get('normalizer'):
+            text = unicodedata.normalize(self.spec['normalizer'], text)
+        try:
+            ids = self.bpe.encode_ordinary(text)
+        except BaseException as e:                    # a pattern that gives up is a PanicException
+            if isinstance(e, Exception) or type(e).__name__ == 'PanicException':
+                raise UserError(f"tokenizer of kind bpe with pattern {show(self.spec['pattern'])}: it fails on a text "
+                                f'of {len(text):,} characters; use another tokenizer') from e
+            raise
+        return ids if self.complete else [i for i in ids if i < self.n_vocab]
+
+    def decode(self, ids):
+        return self.decode_bytes(ids).decode('utf-8', errors='replace')
+
+    def decode_bytes(self, ids):
+        return b''.join(self.bytes[i] for i in ids)
+
+    def byte_lengths(self):
+        return np.array([len(b) for b in self.bytes], dtype=np.int64)
+
+    def to_json(self):
+        return self.spec
+
+
+# ---------------------------------------------------------------------------- bytes as letters
+
+def _letters():
+    """
+    A printable letter for each byte, as GPT-2's files spell tokens: printable ones stand for themselves, the others
+    for the letters from U+0100 on.
+    """
+    itself = {*range(ord('!'), ord('~') + 1), *range(ord('\xa1'), ord('\xac') + 1), *range(ord('\xae'), 256)}
+    others = iter(range(256, 512))
+    return [chr(b) if b in itself else chr(next(others)) for b in range(256)]
+
+
+LETTERS = _letters()
+BYTE_OF = {letter: b for b, letter in enumerate(LETTERS)}
+
+
+def letters_to_bytes(token):
+    """Raises KeyError for a letter that stands for no byte."""
+    return bytes(BYTE_OF[letter] for letter in token)
+
+
+def bytes_to_letters(data):
+    return ''.join(LETTERS[b] for b in data)
+
+
+# ---------------------------------------------------------------------------- plain data
+
 def check_spec(spec):
     """The vocabulary size of the tokenizer that `spec` describes. Raises UserError if `to_json` wrote no such thing."""
     kind = spec.get('kind') if isinstance(spec, dict) else None
-    if type(kind) is not str or kind not in ('byte', 'char', 'gpt2'):
-        raise UserError(f'tokenizer {show(spec)}: expected a kind among byte, char, gpt2')
+    if type(kind) is not str or kind not in ('byte', 'char', 'gpt2', 'bpe'):
+        raise UserError(f'tokenizer {show(spec)}: expected a kind among byte, char, gpt2, bpe')
+    if kind == 'bpe':
+        return check_bpe(spec)
     if kind != 'char':
         return ByteTokenizer.n_vocab if kind == 'byte' else GPT2Tokenizer.n_vocab
 
@@ -133,6 +243,42 @@ def check_spec(spec):
     return len(chars)
 
 
+def check_bpe(spec):
+    """
+    The vocabulary size of a tokenizer of kind bpe. Raises UserError unless it is
+
+        tokens       in the order of ids: ordinary ones spelled with `LETTERS`, special ones as they are, None for none;
+                     the order of the ordinary ones is that in which they were learned
+        special      the ids of special tokens           pattern     a regular expression that finds the pieces
+        start        ids that precede every prompt       normalizer  NFC, or None
+        end_id       that of the end of a text, or None  chat_template   how transformers writes a dialogue, or None
+    """
+    def need(ok, key, expected):
+        if not ok:
+            raise UserError(f'tokenizer of kind bpe: {key} is {show(spec.get(key))}; expected {expected}')
+
+    tokens = spec.get('tokens')
+    need(type(tokens) is list and 0 < len(tokens) <= 2 ** 20, 'tokens', 'a list of strings')
+    n = len(tokens)
+    named = [token for token in tokens if token is not None]
+    need(all(type(t) is str and t for t in named), 'tokens', 'strings that are not empty, or None')
+    need(len(set(named)) == len(named), 'tokens', 'different strings')
+    for key in ('special', 'start'):
+        ids = spec.get(key)
+        need(type(ids) is list and all(type(i) is int and 0 <= i < n for i in ids), key, f'ids below {n}')
+    need(all(tokens[i] is not None for i in spec['special']), 'special', 'ids of tokens')
+    end_id = spec.get('end_id')
+    need(end_id is None or type(end_id) is int and 0 <= end_id < n, 'end_id', f'an id below {n}, or None')
+    need(type(spec.get('pattern')) is str, 'pattern', 'a regular expression')
+    need(spec.get('normalizer') in (None, 'NFC'), 'normalizer', 'NFC or None')
+    need(type(spec.get('chat_template')) in (str, type(None)), 'chat_template', 'a text or None')
+    special = set(spec['special'])
+    for i, token in enumerate(tokens):
+        if token is not None and i not in special and not all(letter in BYTE_OF for letter in token):
+            raise UserError(f'tokenizer of kind bpe: token {i} is {show(token)}; expected letters that stand for bytes')
+    return n
+
+
 def build_tokenizer(spec):
     """The tokenizer that `to_json` described. Raises UserError if `spec` is not such a description."""
     check_spec(spec)
@@ -140,4 +286,6 @@ def build_tokenizer(spec):
         return ByteTokenizer()
     if spec['kind'] == 'gpt2':
         return GPT2Tokenizer()
+    if spec['kind'] == 'bpe':
+        return BPETokenizer(spec)
     return CharTokenizer(spec['chars'])
