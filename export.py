@@ -11,9 +11,9 @@ nanogpt for nanoGPT.
 
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from gradus import checkpoint, configurator, gguf_file, hf, other_formats, pretrained
+from gradus import checkpoint, configurator, gguf_file, hf, nanogpt, onnx_file, pretrained
 from gradus.errors import UserError
 from gradus.files import atomic_folder
 from gradus.tokenizer import build_tokenizer
@@ -26,12 +26,13 @@ class ExportConfig:
     checkpoint: str = ''              # file in it; empty: best.pt if there is one, else ckpt.pt
     dataset: str = ''                 # folder in data/ whose tokenizer to use, if the checkpoint holds none
     to: str = 'safetensors'           # hf, gguf, safetensors, nanogpt, onnx
-    dest: str = ''                    # folder (hf) or file to write; empty: a name in out_dir
+    dest: str = ''                    # folder (hf, nanogpt) or file to write; empty: a name in out_dir
     dtype: str = 'f32'                # gguf: f32, f16, q8_0 (8 bits)
     force: bool = False               # write even if dest exists
 
 
-NAMES = dict(hf='hf', gguf='model.gguf', safetensors='model.safetensors', nanogpt='nanogpt.pt', onnx='model.onnx')
+NAMES = dict(hf='hf', nanogpt='nanogpt', gguf='model.gguf', safetensors='model.safetensors', onnx='model.onnx')
+FOLDERS = ('hf', 'nanogpt')
 
 
 def check(cfg):
@@ -59,19 +60,21 @@ def write(cfg, found, dest):
                              model_args=checkpoint.model_args(found.config), iter_num=found.iter_num)
         return []
     spec = pretrained.find_tokenizer(found, cfg.dataset)
-    if cfg.to == 'nanogpt':
-        return other_formats.write_nanogpt(dest, found, spec)
-    if cfg.to == 'onnx':
-        return other_formats.write_onnx(dest, pretrained.build(found), spec)
-
+    found = replace(found, tokenizer=spec)
     tokenizer = build_tokenizer(spec)
     if tokenizer.n_vocab > found.config.vocab_size:
         raise UserError(f'{found.source}: a tokenizer of {tokenizer.n_vocab} tokens for a model of '
                         f'{found.config.vocab_size}; expected the one that it was trained with, --dataset=NAME')
+    if cfg.to == 'onnx':
+        onnx_file.write_onnx(dest, found)
+        return []
     if cfg.to == 'gguf':
         return gguf_file.write(dest, found.config, found.weights, spec, found.source, cfg.dtype)
     with atomic_folder(dest) as folder:
-        return hf.write_folder(folder, found.config, found.weights, spec, tokenizer, found.source)
+        if cfg.to == 'hf':
+            return hf.write_folder(folder, found.config, found.weights, spec, tokenizer, found.source)
+        dataset = nanogpt.write_nanogpt(folder, found)
+        return [f'meta.pkl belongs into data/{dataset} of nanoGPT'] if dataset else []
 
 
 def main(cfg):
@@ -79,8 +82,8 @@ def main(cfg):
     dest = cfg.dest or os.path.join(cfg.out_dir, NAMES[cfg.to])
     if os.path.lexists(dest) and not cfg.force:
         raise UserError(f'{dest}: exists; give another --dest, or --force to replace it')
-    if os.path.isdir(dest) != (cfg.to == 'hf') and os.path.lexists(dest):
-        raise UserError(f"{dest}: expected {'a folder' if cfg.to == 'hf' else 'a file'} to replace")
+    if os.path.lexists(dest) and os.path.isdir(dest) != (cfg.to in FOLDERS):
+        raise UserError(f"{dest}: expected {'a folder' if cfg.to in FOLDERS else 'a file'} to replace")
     found = load_model(cfg)
     notes = write(cfg, found, dest)
     print(f'{dest}: {found.about}, as {cfg.to}')

@@ -183,7 +183,7 @@ def read_prompt(cfg, tokenizer):
     else:
         text = unescape(cfg.start)
     try:
-        return text, tokenizer.encode(text)
+        return text, [*tokenizer.start, *tokenizer.encode(text)]
     except UserError:
         if text == '\n':                              # the default, and the model knows no line ends
             return '', []
@@ -247,7 +247,7 @@ def interactive(cfg, model, tokenizer, end_id):
         except EOFError:
             return
         try:
-            ids = ids + tokenizer.encode(unescape(line))
+            ids = (ids or [*tokenizer.start]) + tokenizer.encode(unescape(line))
         except UserError as e:
             log(f'error: {e}')
             continue

@@ -157,7 +157,7 @@ def build(pretrained, dropout=0.0):
     config = replace(pretrained.config, dropout=dropout)
     own, storages = {}, set()
     for name in pretrained.weights:
-        if config.tie_weights and name == 'transformer.wte.weight':
+        if config.tie_weights and name == 'lm_head.weight':
             continue
         tensor = pretrained.weights[name].float()
         storage = tensor.untyped_storage()
@@ -170,7 +170,7 @@ def build(pretrained, dropout=0.0):
     with torch.device('meta'):                        # a GPT without memory of its own
         model = GPT(config)
     if config.tie_weights:
-        own['transformer.wte.weight'] = own['lm_head.weight']
+        own['lm_head.weight'] = own['transformer.wte.weight']
     model.load_state_dict(own, assign=True)
     if config.tie_weights:
         model.transformer.wte.weight = model.lm_head.weight

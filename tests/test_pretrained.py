@@ -93,10 +93,10 @@ def test_gpt_from_weights_round_trip(kind):
 
 @pytest.mark.parametrize('wrong, named', [
     (dict(n_embd=32), 'wte.weight is (11, 16), expected (11, 32)'),
-    (dict(n_layer=3), 'h.2.mlp.c_fc.weight is missing'),
-    (dict(n_layer=1), 'Unexpected key'),
+    (dict(n_layer=3), 'h.2.ln_1.weight is missing'),
+    (dict(n_layer=1), 'unexpected tensor'),
     (dict(n_kv_head=2), 'size mismatch'),
-    (dict(bias=False), 'Unexpected key'),
+    (dict(bias=False), 'unexpected tensor'),
     (dict(n_experts=8), 'n_experts'),
     (dict(mlp='elu'), "mlp='elu'"),
     (dict(n_inner=64.0), 'n_inner is 64.0, expected int'),
