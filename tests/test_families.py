@@ -1,0 +1,364 @@
+"""families.py, hf.py and gguf_file.py: what we write is what transformers computes, and what we read back."""
+
+import json
+import os
+import shutil
+import struct
+import warnings
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+from conftest import run_script, sha256_of
+
+import export
+from gradus import checkpoint, families, gguf_file, hf, pretrained
+from gradus.errors import UserError
+from gradus.tokenizer import build_tokenizer
+from model import GPT, GPTConfig
+
+BYTES = {'kind': 'byte'}
+SIZES = dict(block_size=16, vocab_size=261, n_layer=2, n_head=4, n_embd=16)
+LLAMA = dict(pos='rotary', norm='rmsnorm', mlp='swiglu', bias=False)
+KINDS = {
+    'gpt2': dict(mlp='gelu_tanh'),
+    'gpt2-plain': dict(mlp='gelu_tanh', bias=False, tie_weights=False, n_inner=20, norm_eps=1e-6, vocab_size=257),
+    'llama': dict(LLAMA, n_kv_head=2, rope_theta=50.0, norm_eps=1e-5),
+    'llama-bias': dict(LLAMA, n_kv_head=1, bias=True, tie_weights=False, head_dim=6),
+    'qwen3': dict(LLAMA, n_kv_head=2, qk_norm=True, tie_weights=False, head_dim=6, n_inner=24),
+    'qwen3-tied': dict(LLAMA, qk_norm=True, vocab_size=256, n_head=2),
+}
+every_kind = pytest.mark.parametrize('kind', KINDS)
+
+
+def random_model(kind, **changes):
+    """A GPT in which every weight is random: a bias of 0 or a norm weight of 1 could hide a mistake."""
+    torch.manual_seed(1)
+    model = GPT(GPTConfig(**{**SIZES, **KINDS[kind], **changes})).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.normal_(std=0.3).add_(0.5 if p.dim() == 1 else 0.0)
+    return model
+
+
+def write_hf(model, folder, spec=BYTES):
+    os.makedirs(folder, exist_ok=True)
+    hf.write_folder(str(folder), model.config, model.state_dict(), spec, build_tokenizer(spec), 'test')
+    return str(folder)
+
+
+def write_gguf(model, path, spec=BYTES, dtype='f32'):
+    pytest.importorskip('gguf', reason='the format of llama.cpp: pip install gguf')
+    gguf_file.write(str(path), model.config, model.state_dict(), spec, 'test', dtype)
+    return str(path)
+
+
+def read_back(source):
+    pytest.importorskip('safetensors', reason='the format of the weights: pip install safetensors')
+    return pretrained.load(source)
+
+
+@torch.no_grad()
+def logits_of(model, idx):
+    return model(idx, idx)[0]
+
+
+def some_ids(*shape):
+    return torch.randint(256, shape, generator=torch.Generator().manual_seed(1))
+
+
+def refused(source):
+    with pytest.raises(UserError) as e:
+        pretrained.build(pretrained.load(str(source)))
+    assert '\n' not in str(e.value)
+    assert str(source) in str(e.value)
+    return str(e.value)
+
+
+# ---------------------------------------------------------------------------- out, and in again
+
+@every_kind
+def test_transformers_computes_the_same(kind, tmp_path):
+    """Without a warning, the same logits, and the same greedy text."""
+    transformers = pytest.importorskip('transformers', reason='the outsider: pip install transformers')
+    model = random_model(kind)
+    folder = write_hf(model, tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(folder)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    assert type(theirs).__name__ == families.family_of(model.config, '').hf_class
+    idx = some_ids(3, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(idx).logits, logits_of(model, idx), atol=1e-4, rtol=1e-4)
+
+    ids = tokenizer('Hé!', return_tensors='pt')['input_ids']
+    assert ids[0].tolist() == list('Hé!'.encode())
+    greedy = theirs.generate(ids, max_new_tokens=10, do_sample=False)
+    assert greedy.tolist() == model.generate(ids, 10, n_vocab=256).tolist()
+
+
+@every_kind
+@pytest.mark.parametrize('format', ['hf', 'gguf', 'safetensors'])
+def test_out_and_in_again_is_the_same(kind, format, tmp_path):
+    model = random_model(kind)
+    if format == 'hf':
+        source = write_hf(model, tmp_path)
+    elif format == 'gguf':
+        source = write_gguf(model, tmp_path / 'm.gguf')
+    else:
+        source = str(tmp_path / 'm.safetensors')
+        hf.write_safetensors(source, families.shapes(model.config), model.state_dict().items(),
+                             model_args=checkpoint.model_args(model.config), tokenizer=BYTES)
+    found = read_back(source)
+    assert found.config == model.config
+    assert sha256_of(pretrained.build(found).state_dict()) == sha256_of(model.state_dict())
+    assert build_tokenizer(pretrained.find_tokenizer(found)).encode('é\0') == list('é\0'.encode())
+
+
+def test_one_weight_changes_what_is_read(tmp_path):
+    """Negative control of the comparison above."""
+    model = random_model('qwen3')
+    before = sha256_of(model.state_dict())
+    with torch.no_grad():
+        model.transformer.h[1].attn.c_attn.weight[-1, -1] += 1
+    assert sha256_of(pretrained.build(read_back(write_hf(model, tmp_path))).state_dict()) != before
+
+
+@pytest.mark.parametrize('dtype, close', [('f16', 5e-3), ('q8_0', 5e-2)])
+def test_smaller_types_are_close(dtype, close, tmp_path):
+    model = random_model('llama', n_embd=64, n_inner=64)
+    read = pretrained.build(read_back(write_gguf(model, tmp_path / 'm.gguf', dtype=dtype)))
+    idx = some_ids(2, 16)
+    difference = (logits_of(read, idx).log_softmax(-1) - logits_of(model, idx).log_softmax(-1)).abs()
+    assert 0 < difference.mean() < close
+
+
+def test_gguf_is_what_the_package_gguf_reads(tmp_path):
+    gguf = pytest.importorskip('gguf', reason='the outsider: pip install gguf')
+    model = random_model('gpt2')
+    reader = gguf.GGUFReader(write_gguf(model, tmp_path / 'm.gguf'))
+    keys, stored = gguf_file.read_header(str(tmp_path / 'm.gguf'))
+    assert keys == {key: field.contents() for key, field in reader.fields.items() if not key.startswith('GGUF.')}
+    assert {name: tensor.start for name, tensor in stored.items()} == {t.name: t.data_offset for t in reader.tensors}
+
+
+def test_shards(tmp_path):
+    transformers = pytest.importorskip('transformers', reason='it writes shards: pip install transformers')
+    model = random_model('llama')
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(write_hf(model, tmp_path / 'one'))
+    theirs.save_pretrained(tmp_path / 'many', max_shard_size='20KB')
+    shards = sorted(tmp_path.glob('many/model-0*.safetensors'))
+    assert len(shards) > 2
+    read = pretrained.build(read_back(str(tmp_path / 'many')))
+    assert sha256_of(read.state_dict()) == sha256_of(model.state_dict())
+
+    shards[1].unlink()
+    assert shards[1].name in refused(tmp_path / 'many')
+
+
+def test_half_precision_is_read_as_float32(tmp_path):
+    transformers = pytest.importorskip('transformers', reason='it writes bfloat16: pip install transformers')
+    model = random_model('qwen3')
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(write_hf(model, tmp_path / 'full'))
+    theirs.to(torch.bfloat16).save_pretrained(tmp_path / 'half')
+    read = pretrained.build(read_back(str(tmp_path / 'half')))
+    for name, p in read.state_dict().items():
+        assert torch.equal(p, model.state_dict()[name].bfloat16().float())
+
+
+# ---------------------------------------------------------------------------- what no family has
+
+@pytest.mark.parametrize('changes, message', [
+    (dict(norm='rmsnorm'), 'the nearest is gpt2, but for norm=rmsnorm (it has layernorm)'),
+    (dict(LLAMA, mlp='gelu'), 'the nearest is llama, but for mlp=gelu (it has swiglu)'),
+    (dict(pos='sinusoidal'), 'the nearest is gpt2, but for pos=sinusoidal (it has learned)'),
+    (dict(n_kv_head=2), 'the nearest is gpt2, but for n_kv_head=2 (it has 0)'),
+    (dict(LLAMA, qk_norm=True, bias=True), 'qk_norm=True (it has False)'),
+])
+def test_a_shape_that_no_family_has(changes, message):
+    with pytest.raises(UserError) as e:
+        families.family_of(GPTConfig(**{**SIZES, **changes}), 'out/ckpt.pt')
+    assert str(e.value).startswith('out/ckpt.pt: ')
+    assert message in str(e.value)
+
+
+def test_sizes_that_mean_the_same(tmp_path):
+    config = GPTConfig(**SIZES, n_kv_head=4, n_inner=64, head_dim=4, norm_eps=1e-5)
+    assert families.simplified(config) == GPTConfig(**SIZES)
+    assert families.family_of(config, '') is families.GPT2
+
+
+@pytest.mark.parametrize('changes, message', [
+    (dict(rope_scaling={'type': 'linear', 'factor': 2.0}), 'rope_scaling='),
+    (dict(rope_parameters={'rope_type': 'llama3', 'rope_theta': 5e5}), 'rope_parameters='),
+    (dict(hidden_act='gelu'), "hidden_act='gelu' is not supported"),
+    (dict(sliding_window=4096), 'sliding_window=4096 is not supported'),
+    (dict(layer_types=['sliding_attention']), 'layer_types='),
+    (dict(mlp_bias=True), 'attention_bias=False but mlp_bias=True is not supported'),
+    (dict(model_type='mixtral'), "'mixtral'; expected gpt2, llama, qwen3"),
+    (dict(quantization_config={'bits': 4}), 'quantization_config='),
+    (dict(num_hidden_layers=3), 'no tensor model.layers.2.'),
+    (dict(num_hidden_layers=1), "tensor 'model.layers.1."),
+    (dict(num_hidden_layers=10 ** 6), '1000000 layers'),
+    (dict(num_hidden_layers=10 ** 9), 'n_layer=1000000000'),
+    (dict(intermediate_size=32), '_proj.weight is (64, 16), expected (32, 16)'),
+    (dict(num_attention_heads=0), 'n_head=0'),
+    (dict(hidden_size='16'), "hidden_size is '16' in config.json; expected int"),
+    (dict(rms_norm_eps=None, rope_theta='x', rope_parameters=None), "rope_theta is 'x'"),
+])
+def test_a_config_json_that_we_cannot_be(changes, message, tmp_path):
+    folder = write_hf(random_model('llama'), tmp_path)
+    path = tmp_path / 'config.json'
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    assert message in refused(folder)
+
+
+@pytest.mark.parametrize('index', [{}, {'weight_map': 7}, {'weight_map': {'x': '../../etc/passwd'}},
+                                   {'weight_map': {'x': 5}}])
+def test_a_hostile_index(index, tmp_path):
+    write_hf(random_model('llama'), tmp_path)
+    (tmp_path / 'model.safetensors').unlink()
+    (tmp_path / 'model.safetensors.index.json').write_text(json.dumps(index))
+    assert 'weight_map' in refused(tmp_path) or 'names' in refused(tmp_path)
+
+
+# ---------------------------------------------------------------------------- GGUF files of others
+
+def test_every_cut_of_a_gguf_is_one_line(tmp_path):
+    content = open(write_gguf(random_model('llama', n_layer=1), tmp_path / 'm.gguf'), 'rb').read()
+    cut = tmp_path / 'cut.gguf'
+    for n in [*range(0, 200), *range(200, len(content), 997), len(content) - 33]:
+        cut.write_bytes(content[:n])
+        refused(cut)
+
+
+@pytest.mark.parametrize('at', [8, 16, 24])
+@pytest.mark.parametrize('number', [2 ** 63, 2 ** 40, 2 ** 64 - 1])
+def test_absurd_counts_cost_nothing(at, number, tmp_path):
+    """Tensors, keys, and the length of the first key."""
+    path = tmp_path / 'm.gguf'
+    content = bytearray(open(write_gguf(random_model('llama', n_layer=1), path), 'rb').read())
+    content[at:at + 8] = struct.pack('<Q', number)
+    path.write_bytes(content)
+    assert 'announced' in refused(path)
+
+
+def rewritten(path, old, new):
+    content = path.read_bytes()
+    assert content.count(old) >= 1
+    path.write_bytes(content.replace(old, new, 1))
+    return path
+
+
+def test_a_gguf_of_something_else(tmp_path):
+    path = tmp_path / 'm.gguf'
+    write_gguf(random_model('llama', n_layer=1), path)
+    key = b'general.architecture' + struct.pack('<IQ', 8, 5)
+    assert "general.architecture is 'mamba'" in refused(rewritten(path, key + b'llama', key + b'mamba'))
+    path.write_bytes(b'not a gguf file at all')
+    assert 'expected GGUF' in refused(path)
+    assert 'not found' in refused(tmp_path / 'none.gguf') or 'No such file' in refused(tmp_path / 'none.gguf')
+
+
+def test_keys_that_we_do_not_have(tmp_path):
+    gguf = pytest.importorskip('gguf', reason='it writes the file: pip install gguf')
+    out = gguf.GGUFWriter(str(tmp_path / 'm.gguf'), 'llama')
+    out.add_uint32('llama.expert_count', 8)
+    out.write_header_to_file()
+    out.write_kv_data_to_file()
+    out.write_tensors_to_file()
+    out.close()
+    assert 'llama.expert_count=8 is not supported' in refused(tmp_path / 'm.gguf')
+
+
+def test_a_tensor_beyond_the_end(tmp_path):
+    path = tmp_path / 'm.gguf'
+    write_gguf(random_model('llama', n_layer=1), path)
+    name = b'token_embd.weight' + struct.pack('<IQ', 2, 16)
+    rewritten(path, name + struct.pack('<Q', 261), name + struct.pack('<Q', 2 ** 50))
+    assert 'claims' in refused(path)
+
+
+# ---------------------------------------------------------------------------- export.py
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """A folder with a checkpoint of the llama family, and nothing else."""
+    monkeypatch.chdir(tmp_path)
+    model = random_model('llama')
+    state = dict(model=model.state_dict(), model_args=checkpoint.model_args(model.config), tokenizer=BYTES, iter_num=5,
+                 optimizer={}, config={})
+    checkpoint.save('out/ckpt.pt', state)
+    return model
+
+
+def test_a_destination_is_never_overwritten(run, tmp_path):
+    export.main(export.ExportConfig(to='hf', dest='there'))
+    with open('there/config.json', 'a') as f:
+        f.write('mine')
+    (tmp_path / 'there' / 'notes.txt').write_text('mine')
+    with pytest.raises(UserError, match='^there: exists; give another --dest, or --force'):
+        export.main(export.ExportConfig(to='hf', dest='there'))
+    assert 'mine' in open('there/config.json').read()
+
+    export.main(export.ExportConfig(to='hf', dest='there', force=True))
+    assert 'mine' not in open('there/config.json').read()
+    assert 'notes.txt' in os.listdir('there')
+    assert sorted(os.listdir('.')) == ['out', 'there']
+
+
+@pytest.mark.parametrize('to', ['hf', 'gguf', 'safetensors', 'onnx', 'nanogpt'])
+def test_a_failed_export_leaves_nothing(to, run, monkeypatch):
+    """A weight that is NaN is found when it is read, in the middle of writing."""
+    for name in dict(gguf=['gguf'], onnx=['onnx', 'onnxscript']).get(to, []):
+        pytest.importorskip(name, reason=f'the format needs it: pip install {name}')
+    state = checkpoint.load('out/ckpt.pt')
+    state['model']['transformer.h.1.mlp.c_proj.weight'][0, 0] = float('nan')
+    checkpoint.save('out/best.pt', state)
+    with pytest.raises(UserError, match='out/best.pt: '):
+        export.main(export.ExportConfig(to=to, dest='there'))
+    assert sorted(os.listdir('.')) == ['out']
+
+
+@pytest.mark.parametrize('changes, message', [
+    (dict(to='pdf'), "to='pdf'"),
+    (dict(dtype='q4'), "dtype='q4'"),
+    (dict(to='hf', dtype='f16'), 'dtype=f16: only --to=gguf'),
+    (dict(init_from='gpt2'), 'expected --dest'),
+    (dict(checkpoint='../x.pt'), 'checkpoint=../x.pt'),
+    (dict(to='nanogpt', dest='there'), 'pos=rotary: nanoGPT knows only pos=learned'),
+])
+def test_settings_that_make_no_sense(changes, message, run):
+    with pytest.raises(UserError, match='[^\n]*') as e:
+        export.main(export.ExportConfig(**changes))
+    assert message in str(e.value)
+
+
+@pytest.mark.slow
+def test_the_scripts_on_what_was_exported(run, tmp_path):
+    """sample.py says the same from a checkpoint and from each of our exports."""
+    pytest.importorskip('safetensors', reason='the format of the weights: pip install safetensors')
+    pytest.importorskip('gguf', reason='the format of llama.cpp: pip install gguf')
+
+    def text(*flags):
+        result = run_script('sample.py', *flags, '--num_samples=1', '--max_new_tokens=8', '--device=cpu', '--start=a')
+        assert result.returncode == 0, result.stderr
+        return result.stdout
+
+    expected = text('--out_dir=out')
+    for to in ('hf', 'gguf', 'safetensors'):
+        result = run_script('export.py', '--out_dir=out', f'--to={to}')
+        assert result.returncode == 0, result.stderr
+    for name in ('hf', 'model.gguf', 'model.safetensors'):
+        assert text(f'--init_from=out/{name}') == expected
+    shutil.rmtree('out/hf')
+
+
+def test_more_memory_is_not_needed_than_for_the_model(run):
+    """The built model's tensors are the ones that were read; tied ones are one."""
+    found = pretrained.load_checkpoint('out/ckpt.pt')
+    model = pretrained.build(found)
+    assert model.transformer.wte.weight is model.lm_head.weight
+    assert asdict(model.config) == asdict(replace(found.config, dropout=0.0))
+    assert all(p.requires_grad for p in model.parameters())
