@@ -9,12 +9,13 @@ from conftest import REPO
 SCRIPTS = {'train', 'sample', 'mlp_mnist', 'export', 'bench'}
 
 # The modules of gradus/, top first: a module may import those below it.
-LAYERS = ['pretrained', 'hf', 'run_folder', 'checkpoint', 'log', 'parallel', 'accounting', 'interrupt', 'optim',
-          'evaluation', 'sampling', 'inference', 'digits', 'data', 'preparation', 'metadata', 'tokenizer', 'unpickle',
-          'configurator', 'lock', 'files', 'errors']
+LAYERS = ['onnx_file', 'nanogpt', 'pretrained', 'hf', 'run_folder', 'checkpoint', 'log', 'parallel', 'accounting',
+          'interrupt', 'optim', 'evaluation', 'sampling', 'inference', 'digits', 'data', 'preparation', 'metadata',
+          'tokenizer', 'unpickle', 'configurator', 'lock', 'files', 'errors']
 
 CORE = {'torch', 'numpy', 'tiktoken', 'tqdm'}
-OPTIONAL = {'PIL', 'safetensors', 'huggingface_hub', 'wandb', 'datasets', 'gguf', 'xllamacpp', 'matplotlib'}
+OPTIONAL = {'PIL', 'safetensors', 'huggingface_hub', 'wandb', 'datasets', 'gguf', 'xllamacpp', 'matplotlib', 'onnx_ir',
+            'onnxscript'}
 
 
 def imports(path):
