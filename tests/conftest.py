@@ -238,7 +238,8 @@ class LlamaServer:
 
     def post(self, page, **body):
         """The answer of one of the server's pages, as plain data."""
-        request = urllib.request.Request(self.url + page, json.dumps(body).encode(), {'Content-Type': 'application/json'})
+        headers = {'Content-Type': 'application/json'}
+        request = urllib.request.Request(self.url + page, json.dumps(body).encode(), headers)
         with urllib.request.urlopen(request, timeout=120) as response:
             return json.load(response)
 
