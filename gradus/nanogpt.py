@@ -1,7 +1,7 @@
 """
-A model as nanoGPT's own files: out_dir/ckpt.pt, and the meta.pkl of its characters, for data/<dataset>/ there.
+A model as nanoGPT's own files: a ckpt.pt, and for characters a meta.pkl, which it looks for in its data/<dataset>/.
 
-nanoGPT has one architecture, GPT-2 with exact GELU. A model that differs from it is refused.
+nanoGPT has one architecture: GPT-2 with the exact GELU. A model that differs is refused.
 """
 
 import os
@@ -16,7 +16,7 @@ from gradus.errors import UserError, one_line
 from gradus.files import atomic_write, make_folder
 from model import GPT, GPTConfig
 
-# Its defaults, which a run resumed there would set anyway, apart from betas and weight_decay.
+# nanoGPT's defaults. A run that resumes there keeps these betas and this weight decay, whatever its settings say.
 OPTIMIZER = dict(lr=6e-4, betas=(0.9, 0.95), weight_decay=0.1)
 
 

@@ -4,11 +4,14 @@ import gc
 import gzip
 import hashlib
 import json
+import multiprocessing
 import os
+import queue
 import random
 import struct
 import subprocess
 import sys
+import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -204,6 +207,61 @@ def read_log(out_dir, times=False):
             record.pop('elapsed_s', None)
             record.pop('tokens_per_s', None)
     return records
+
+
+# ---------------------------------------------------------------------------- llama.cpp
+
+class LlamaServer:
+    """llama.cpp with a GGUF file, in a process of its own, reached over HTTP. A context manager."""
+
+    def __init__(self, path, n_ctx):
+        from benchmarks.llama_cpp import serve
+        spawn = multiprocessing.get_context('spawn')
+        self.address = spawn.Queue()
+        self.process = spawn.Process(target=serve, args=(str(path), n_ctx, 1, self.address), daemon=True)
+
+    def __enter__(self):
+        self.process.start()
+        for _ in range(600):
+            try:
+                self.url = self.address.get(timeout=0.1)
+                return self
+            except queue.Empty:
+                if not self.process.is_alive():
+                    break
+        self.__exit__()
+        raise RuntimeError('llama.cpp did not start: it refused the file, or needs more than a minute')
+
+    def __exit__(self, *exception):
+        self.process.terminate()
+        self.process.join()
+
+    def post(self, page, **body):
+        """The answer of one of the server's pages, as plain data."""
+        headers = {'Content-Type': 'application/json'}
+        request = urllib.request.Request(self.url + page, json.dumps(body).encode(), headers)
+        with urllib.request.urlopen(request, timeout=120) as response:
+            return json.load(response)
+
+    def complete(self, prompt, n, **options):
+        """(ids, log-probabilities) of n greedy tokens after the prompt, a text or a list of ids."""
+        options = dict(temperature=0, ignore_eos=True, cache_prompt=False, return_tokens=True, n_probs=1) | options
+        answer = self.post('/completion', prompt=prompt, n_predict=n, **options)
+        return answer['tokens'], [token['logprob'] for token in answer['completion_probabilities']]
+
+    def tokenize(self, text, special=False):
+        """The ids of a text. special: may <|endoftext|> be a token of its own?"""
+        return self.post('/tokenize', content=text, add_special=False, parse_special=special)['tokens']
+
+    def detokenize(self, ids):
+        return self.post('/detokenize', tokens=list(ids))['content']
+
+
+@pytest.fixture
+def llama_server():
+    """The class `LlamaServer`, if there is a llama.cpp to run."""
+    pytest.importorskip('xllamacpp', reason='llama.cpp, the reference implementation: pip install xllamacpp')
+    return LlamaServer
 
 
 # ---------------------------------------------------------------------------- digits

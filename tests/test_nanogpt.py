@@ -20,6 +20,8 @@ import sample
 import train
 from gradus import checkpoint, pretrained
 from gradus.errors import UserError
+from gradus.nanogpt import write_nanogpt
+from model import GPT, GPTConfig
 
 SIZES = dict(n_layer=2, n_head=2, n_embd=16, block_size=8, bias=True, vocab_size=10, dropout=0.0)
 
@@ -269,3 +271,131 @@ def test_its_readme_commands_run(chars):
     assert ran.returncode == 0, ran.stderr
     printed = [line.split(':')[0] for line in ran.stdout.splitlines() if line.startswith(('step', 'iter'))]
     assert printed == ['step 0', 'iter 0', 'iter 1', 'iter 2', 'step 3']
+
+
+# ---------------------------------------------------------------------------- a model as its files
+
+def a_model(**changes):
+    """The `Pretrained` model of a GPT in which every weight is random."""
+    torch.manual_seed(3)
+    tokenizer = changes.pop('tokenizer', {'kind': 'char', 'chars': list('abcdefghij')})
+    dataset = changes.pop('dataset', 'chars')
+    config = GPTConfig(**{**SIZES, **changes})
+    model = GPT(config)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.normal_(std=0.3).add_(0.5 if p.dim() == 1 else 0.0)
+    return pretrained.Pretrained('out/best.pt', config, model.state_dict(), tokenizer, '', 7, dataset), model.eval()
+
+
+@pytest.mark.parametrize('bias', [True, False])
+def test_a_written_model_is_its_own(bias, tmp_path):
+    """A plain unpickler reads it, the separate GPT-2 has its weights and our logits, its optimizer takes the state."""
+    found, model = a_model(bias=bias)
+    assert write_nanogpt(str(tmp_path / 'new'), found) == 'chars'
+    state = torch.load(tmp_path / 'new/ckpt.pt', weights_only=True)
+    with open(tmp_path / 'new/meta.pkl', 'rb') as f:
+        meta = pickle.load(f)
+
+    # all that its sample.py looks at
+    assert state['model_args'] == {**SIZES, 'bias': bias}
+    assert state['config'] == {'dataset': 'chars'}
+    assert [meta['stoi'][c] for c in 'aj'] == [0, 9]
+    assert ''.join(meta['itos'][i] for i in (9, 0)) == 'ja'
+
+    # the weights: no name missing, none left over
+    reference = Reference(**state['model_args'])
+    weights = dict(state['model'])
+    assert torch.equal(weights.pop('lm_head.weight'), weights['transformer.wte.weight'])
+    assert list(weights) == list(reference.p)
+    for name, p in reference.p.items():
+        p.data.copy_(weights[name])
+    idx = torch.randint(10, (3, 8))
+    with torch.no_grad():
+        torch.testing.assert_close(reference(idx), model(idx, idx)[0], atol=1e-5, rtol=1e-5)
+
+    # what its train.py resumes with
+    parts = ([p for p in reference.parameters() if p.dim() >= 2], [p for p in reference.parameters() if p.dim() < 2])
+    optimizer = torch.optim.AdamW([dict(params=part) for part in parts])
+    optimizer.load_state_dict(state['optimizer'])
+    assert [group['weight_decay'] for group in optimizer.param_groups] == [0.1, 0.0]
+    reference(idx).square().mean().backward()
+    optimizer.step()
+    assert (state['iter_num'], state['best_val_loss']) == (7, 1e9)
+
+
+def test_a_written_model_is_read_here_as_well(tmp_path):
+    found, _ = a_model()
+    write_nanogpt(str(tmp_path), found)
+    again = pretrained.load(str(tmp_path))
+    assert again.config == found.config
+    assert all(torch.equal(again.weights[name], found.weights[name]) for name in found.weights)
+
+
+class ReadOnce(dict):
+    """Weights that count how often each was read, and have one of the tied matrix's two names."""
+
+    def __init__(self, weights):
+        super().__init__(weights)
+        del self['lm_head.weight']
+        self.n_read = dict.fromkeys(self, 0)
+
+    def __getitem__(self, name):
+        self.n_read[name] += 1
+        return super().__getitem__(name)
+
+
+def test_each_weight_is_read_once(tmp_path):
+    found, _ = a_model()
+    found.weights = ReadOnce(found.weights)
+    write_nanogpt(str(tmp_path), found)
+    assert set(found.weights.n_read.values()) == {1}
+
+
+def test_gpt2_tokens_need_no_meta_file(tmp_path):
+    """And no dataset is named: the one of that name there may have other tokens."""
+    found, _ = a_model(tokenizer={'kind': 'gpt2'})
+    assert write_nanogpt(str(tmp_path), found) is None
+    assert os.listdir(tmp_path) == ['ckpt.pt']
+    assert 'dataset' not in torch.load(tmp_path / 'ckpt.pt', weights_only=True)['config']
+
+
+@pytest.mark.parametrize('dataset', ['../chars', '/etc', '', None, '.', 'a/b', 'a\n'])
+def test_a_dataset_that_is_no_name_gets_one(dataset, tmp_path):
+    assert write_nanogpt(str(tmp_path), a_model(dataset=dataset)[0]) == 'gradus'
+
+
+@pytest.mark.parametrize('changes, named', [
+    (dict(pos='rotary'), 'pos=rotary: nanoGPT knows only pos=learned'),
+    (dict(pos='sinusoidal', mlp='relu'), 'pos=sinusoidal: '),
+    (dict(norm='rmsnorm'), 'norm=rmsnorm: nanoGPT knows only norm=layernorm'),
+    (dict(mlp='gelu_tanh'), 'mlp=gelu_tanh: nanoGPT knows only mlp=gelu;'),
+    (dict(qk_norm=True), 'qk_norm=True: nanoGPT knows only qk_norm=False'),
+    (dict(n_kv_head=1), 'n_kv_head=1: nanoGPT knows only n_kv_head=2'),
+    (dict(tie_weights=False), 'tie_weights=False: nanoGPT knows only tie_weights=True'),
+    (dict(n_inner=20), 'n_inner=20: nanoGPT knows only n_inner=64'),
+    (dict(head_dim=4), 'head_dim=4: nanoGPT knows only head_dim=8'),
+    (dict(norm_eps=1e-6), 'norm_eps=1e-06: nanoGPT knows only norm_eps=1e-05'),
+    (dict(tokenizer={'kind': 'byte'}), 'tokenizer=byte: nanoGPT knows only characters'),
+    (dict(tokenizer=None), 'tokenizer=None: '),
+])
+def test_a_model_that_it_cannot_be(changes, named, tmp_path):
+    with pytest.raises(UserError, match=r'^out/best.pt: [^\n]*$') as e:
+        write_nanogpt(str(tmp_path), a_model(**changes)[0])
+    assert named in str(e.value)
+    assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize('spelled_out', [dict(n_kv_head=2), dict(n_inner=64), dict(head_dim=8), dict(norm_eps=1e-5),
+                                         dict(rope_theta=5.0)])
+def test_a_default_that_is_spelled_out_changes_nothing(spelled_out, tmp_path):
+    write_nanogpt(str(tmp_path), a_model(**spelled_out)[0])
+
+
+@pytest.mark.parametrize('name', ['ckpt.pt', 'meta.pkl'])
+def test_no_file_is_replaced(name, tmp_path):
+    (tmp_path / name).write_text('a run')
+    with pytest.raises(UserError, match=f'{name} exists already; give another folder'):
+        write_nanogpt(str(tmp_path), a_model()[0])
+    assert os.listdir(tmp_path) == [name]
+    assert (tmp_path / name).read_text() == 'a run'
