@@ -4,8 +4,9 @@ Your own text: make data/<name> from any UTF-8 files.
     python data/prepare.py --name=mine notes.txt letters.txt
     python train.py config/quickstart.py --dataset=mine --out_dir=out-mine
 
---tokenizer: char (one id for each character that occurs), byte (works for any text), or gpt2 (BPE tokens: fewer of
-them, but a larger model). The last tenth of the text is held out for validation.
+--tokenizer: char (one id for each character that occurs), byte (works for any text), gpt2 (BPE tokens: fewer of them,
+but a larger model), or that of a model to fine-tune, as train.py --init_from calls it: a run's folder, a Hugging Face
+folder or name, or a .gguf file. The last tenth of the text is held out for validation.
 """
 
 import argparse
@@ -61,12 +62,23 @@ def check_replaceable(folder, source):
                             'choose another name, or add --overwrite to replace it')
 
 
+def tokenizer_of(name):
+    """What `write_text` takes: a kind of tokenizer, or the plain data of a model's own."""
+    if name in ('char', 'byte', 'gpt2'):
+        return name
+    from gradus import pretrained                     # imports torch, which takes a second
+    try:
+        return pretrained.find_tokenizer(pretrained.load(name))
+    except UserError as e:
+        raise UserError(f'--tokenizer={name}: {e}; expected char, byte, gpt2, or a model') from e
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('files', nargs='+', help='UTF-8 text files, read one after the other')
     parser.add_argument('--name', default='mine',
                         help='the folder in data/, which train.py calls --dataset (default: %(default)s)')
-    parser.add_argument('--tokenizer', default='char', choices=('char', 'byte', 'gpt2'), help='default: %(default)s')
+    parser.add_argument('--tokenizer', default='char', help='char, byte, gpt2, or a model (default: %(default)s)')
     parser.add_argument('--out', help='another folder to write to, instead of data/<name>')
     parser.add_argument('--overwrite', action='store_true', help='even if the folder holds something else')
     args = parser.parse_args()
@@ -74,7 +86,7 @@ def main():
     folder = folder_called(args.name) if args.out is None else args.out
     if not args.overwrite:
         check_replaceable(folder, args.files)
-    preparation.write_text(folder, args.files, args.tokenizer)
+    preparation.write_text(folder, args.files, tokenizer_of(args.tokenizer))
 
 
 if __name__ == '__main__':

@@ -194,13 +194,16 @@ def _runs(pid):
 
 def write_text(folder, paths, kind):
     """
-    Make a dataset of UTF-8 text files, one after the other, for a tokenizer of `kind` (char, byte, gpt2); the last
-    tenth of the text becomes val.bin. Raises UserError.
+    Make a dataset of UTF-8 text files, one after the other; the last tenth of the text becomes val.bin. kind: that of
+    the tokenizer (char, byte, gpt2), or its plain data. Raises UserError.
     """
     text = '\n'.join(read_text(path) for path in paths)
     if len(text) < 100:
         raise UserError(f'{", ".join(paths)}: {len(text)} characters; expected at least 100 characters to train on')
-    tokenizer = CharTokenizer.from_text(text) if kind == 'char' else build_tokenizer({'kind': kind})
+    if kind == 'char':
+        tokenizer = CharTokenizer.from_text(text)
+    else:
+        tokenizer = build_tokenizer(kind if isinstance(kind, dict) else {'kind': kind})
     cut = int(len(text) * 0.9)
     train = tokenizer.encode_ordinary(text[:cut])
     val = tokenizer.encode_ordinary(text[cut:])

@@ -18,7 +18,7 @@ GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|
 MODERN = CONTRACTIONS + (r'|[^\r\n\p{L}\p{N}]?\p{L}+|DIGITS| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+')
 PATTERNS = {
     'gpt-2': GPT2,
-    'smollm': r'\p{N}|' + GPT2.replace(r'(?!\S)', r'(?![^\s\p{N}])'),           # digits are cut out first
+    'smollm': r'\p{N}|' + GPT2.replace(r' ?\p{N}+|', '').replace(r'(?!\S)', r'(?![^\s\p{N}])'),    # digits come first
     'llama-bpe': MODERN.replace('DIGITS', r'\p{N}{1,3}'),
     'qwen2': MODERN.replace('DIGITS', r'\p{N}'),
 }

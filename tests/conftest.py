@@ -22,7 +22,7 @@ import torch
 import train
 from gradus import preparation
 from gradus.digits import FILES
-from gradus.tokenizer import CharTokenizer
+from gradus.tokenizer import CharTokenizer, GPT2Tokenizer
 
 # Tiny models run faster on one thread. The variable does the same for the processes that tests start.
 torch.set_num_threads(1)
@@ -207,6 +207,13 @@ def read_log(out_dir, times=False):
             record.pop('elapsed_s', None)
             record.pop('tokens_per_s', None)
     return records
+
+
+@pytest.fixture
+def gpt2(test_data, monkeypatch):
+    """GPT-2's tokenizer, whose files tiktoken finds."""
+    monkeypatch.setenv('TIKTOKEN_CACHE_DIR', str(test_data / 'tiktoken'))
+    return GPT2Tokenizer()
 
 
 # ---------------------------------------------------------------------------- llama.cpp

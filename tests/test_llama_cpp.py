@@ -6,53 +6,41 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.llama_cpp import NAMES
+from gradus import gguf_file, pretrained
+from gradus.tokenizer import CharTokenizer, build_tokenizer
 from model import GPT, GPTConfig
 
 CHARS = '\n' + ''.join(map(chr, range(32, 127)))      # every greedy text is valid
 BLOCK_SIZE = 256
 
 
-def random_gpt(**changes):
-    """A GPT over CHARS whose greedy texts do not repeat one character."""
+LLAMA = dict(pos='rotary', norm='rmsnorm', mlp='swiglu', bias=False, n_kv_head=1, n_inner=96)
+FAMILIES = {
+    'gpt2': dict(mlp='gelu_tanh'),
+    'llama': dict(LLAMA, tie_weights=False, rope_theta=50.0, norm_eps=1e-5),
+    'qwen3': dict(LLAMA, qk_norm=True, head_dim=48),
+}
+SPECS = {
+    'char': CharTokenizer(CHARS).to_json(),
+    'byte': {'kind': 'byte'},
+    'gpt2': {'kind': 'gpt2'},
+}
+
+
+def random_gpt(family='gpt2', **changes):
+    """A GPT whose greedy texts do not repeat one token."""
     torch.manual_seed(2)
-    config = dict(block_size=BLOCK_SIZE, vocab_size=len(CHARS), n_layer=2, n_head=2, n_embd=64, mlp='gelu_tanh')
-    model = GPT(GPTConfig(**{**config, **changes})).eval()
+    config = dict(block_size=BLOCK_SIZE, vocab_size=len(CHARS), n_layer=2, n_head=2, n_embd=64)
+    model = GPT(GPTConfig(**{**config, **FAMILIES[family], **changes})).eval()
     with torch.no_grad():
         for p in model.parameters():
             p.add_(torch.randn_like(p), alpha=0.15)
     return model
 
 
-def write_gguf(path, model):
-    """The model as a GGUF file whose tokens are CHARS."""
-    gguf = pytest.importorskip('gguf', reason='it writes the file: pip install gguf')
-    c = model.config
-    out = gguf.GGUFWriter(str(path), 'gpt2')
-    out.add_context_length(c.block_size)
-    out.add_embedding_length(c.n_embd)
-    out.add_block_count(c.n_layer)
-    out.add_feed_forward_length(c.hidden)
-    out.add_head_count(c.n_head)
-    out.add_layer_norm_eps(c.eps)
-
-    # GPT-2's alphabet writes bytes that are no printable character as others.
-    out.add_tokenizer_model('gpt2')
-    out.add_tokenizer_pre('gpt-2')
-    out.add_token_list([{' ': '\u0120', '\n': '\u010a'}.get(char, char) for char in CHARS])
-    out.add_token_types([gguf.TokenType.NORMAL] * len(CHARS))
-    out.add_token_merges(['\u0100 \u0100'])
-    out.add_eos_token_id(0)
-    out.add_add_bos_token(False)
-
-    for name, p in model.named_parameters():
-        for ours, others in NAMES.items():
-            name = name.replace(ours, others)
-        out.add_tensor(name, p.detach().numpy())
-    out.write_header_to_file()
-    out.write_kv_data_to_file()
-    out.write_tensors_to_file()
-    out.close()
+def write_gguf(path, model, spec=SPECS['char'], dtype='f32'):
+    pytest.importorskip('gguf', reason='it writes the file: pip install gguf')
+    return gguf_file.write(str(path), model.config, model.state_dict(), spec, 'test', dtype)
 
 
 def encode(text):
@@ -83,12 +71,60 @@ def assert_same_greedy(server, model, prompt, n):
     assert max(log_probs) - min(log_probs) > 0.5
 
 
-def test_llama_cpp_continues_a_text_as_we_do(llama_server, tmp_path):
+@pytest.mark.parametrize('dtype', ['f32', 'f16', 'q8_0'])
+@pytest.mark.parametrize('family', FAMILIES)
+def test_llama_cpp_continues_a_text_as_we_do(family, dtype, llama_server, tmp_path):
+    """
+    The same greedy tokens; smaller types need weights that are exact in them, so we compute with what the file holds.
+    There, llama.cpp also rounds activations.
+    """
+    model = random_gpt(family)
+    path = str(tmp_path / 'model.gguf')
+    write_gguf(path, model, dtype=dtype)
+    model = pretrained.build(pretrained.load(path)).eval()
+    with llama_server(path, BLOCK_SIZE) as server:
+        if dtype == 'f32':
+            assert_same_greedy(server, model, encode('To be, or'), 40)
+        else:                                         # the log-probability of the first token
+            ids, log_probs = our_greedy(model, encode('To be, or'), 1)
+            their_ids, their_log_probs = server.complete(encode('To be, or'), 1)
+            assert their_ids == ids
+            assert their_log_probs == pytest.approx(log_probs, abs=0.25)
+
+
+@pytest.mark.parametrize('kind', ['byte', 'gpt2'])
+def test_other_tokenizers(kind, llama_server, tmp_path, request):
+    if kind == 'gpt2':
+        request.getfixturevalue('gpt2')
+    tokenizer = build_tokenizer(SPECS[kind])
+    model = random_gpt('llama', vocab_size=tokenizer.n_vocab + 3)               # with rows that stand for nothing
+    path = str(tmp_path / 'model.gguf')
+    write_gguf(path, model, SPECS[kind])
+    with llama_server(path, BLOCK_SIZE) as server:
+        for text in ("I'll, they're  and\n\n we've 12,345 \tDéjà vu, 日本 😀 e\u0301", '   ', CHARS):
+            assert server.tokenize(text) == tokenizer.encode_ordinary(text)
+            assert server.detokenize(tokenizer.encode_ordinary(text)) == text
+        if kind == 'gpt2':
+            assert server.tokenize('a<|endoftext|>b', special=True) == tokenizer.encode('a<|endoftext|>b')
+        assert_same_greedy(server, model, tokenizer.encode('To be, or'), 20)
+    assert build_tokenizer(pretrained.load(path).tokenizer).encode(CHARS) == tokenizer.encode(CHARS)
+
+
+def test_characters_of_several_bytes(llama_server, tmp_path):
+    """The vocabulary has no tokens for their bytes alone; merges build them."""
+    chars = sorted(set('aé日本語😀 \n.ü'))
+    model = random_gpt(vocab_size=len(chars))
+    write_gguf(tmp_path / 'model.gguf', model, CharTokenizer(chars).to_json())
+    with llama_server(tmp_path / 'model.gguf', BLOCK_SIZE) as server:
+        text = '日本語 aé😀ü.\na日'
+        assert server.tokenize(text) == [chars.index(c) for c in text]
+        assert server.detokenize(server.tokenize(text)) == text
+
+
+def test_the_characters_of_a_text(llama_server, tmp_path):
     model = random_gpt()
     write_gguf(tmp_path / 'model.gguf', model)
     with llama_server(tmp_path / 'model.gguf', BLOCK_SIZE) as server:
-        assert_same_greedy(server, model, encode('To be, or'), 40)
-
         for text in ('To be, or\nnot to be', ' two  spaces ', "it's 12,345!", CHARS):
             assert server.tokenize(text) == encode(text)
             assert server.detokenize(encode(text)) == text
@@ -134,10 +170,26 @@ def smollm2():
     return next(Path(spec.origin).parent.glob('*.gguf'))
 
 
-def test_the_harness_runs_a_real_model(llama_server):
-    """What the tests above compare with is llama.cpp as it should be: it knows the capital of France."""
-    with llama_server(smollm2(), 256) as server:
-        ids, log_probs = server.complete('The capital of France is', 8)
-        assert server.detokenize(ids).startswith(' Paris')
-        assert log_probs[0] > -2
-        assert server.detokenize(server.tokenize('Déjà vu, 日本')) == 'Déjà vu, 日本'
+TEXTS = ('Déjà vu, 日本', "I'll  pay 12,345\n\n\tfor x==7 ", '<|im_start|>user\nHi<|im_end|>\n', 'a\u0301 \x00 😀 ½²')
+
+
+def test_a_real_model(llama_server):
+    """SmolLM2-135M-Instruct, 4 bits a weight: the capital of France, its tokens, and its greedy text."""
+    pytest.importorskip('gguf', reason='it reads the weights: pip install gguf')
+    path = str(smollm2())
+    found = pretrained.load(path)
+    tokenizer = build_tokenizer(found.tokenizer)
+    model = pretrained.build(found).eval()
+    model.crop_block_size(256)
+    with llama_server(path, 256) as server:
+        for text in TEXTS:
+            assert server.tokenize(text, special=True) == tokenizer.encode(text)
+            assert server.tokenize(text) == tokenizer.encode_ordinary(text)
+        assert server.detokenize(tokenizer.encode('Déjà vu, 日本')) == 'Déjà vu, 日本'
+
+        prompt = tokenizer.encode('The capital of France is')
+        ids, log_probs = our_greedy(model, prompt, 32)
+        assert tokenizer.decode(ids).startswith(' Paris')
+        their_ids, their_log_probs = server.complete(prompt, 32)
+        assert their_ids == ids
+        assert their_log_probs == pytest.approx(log_probs, abs=0.25)

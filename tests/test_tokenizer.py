@@ -8,13 +8,6 @@ import pytest
 from gradus.errors import UserError
 from gradus.tokenizer import ByteTokenizer, CharTokenizer, GPT2Tokenizer, build_tokenizer, check_spec
 
-
-@pytest.fixture
-def gpt2(test_data, monkeypatch):
-    monkeypatch.setenv('TIKTOKEN_CACHE_DIR', str(test_data / 'tiktoken'))
-    return GPT2Tokenizer()
-
-
 TEXTS = ['', 'Hello, world\n', 'Grüße aus 北京 🙂', 'def f(x):\n\treturn x\r\n']
 
 
