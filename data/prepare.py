@@ -66,7 +66,7 @@ def tokenizer_of(name):
     """What `write_text` takes: a kind of tokenizer, or the plain data of a model's own."""
     if name in ('char', 'byte', 'gpt2'):
         return name
-    from gradus import pretrained                     # imports torch, which takes a second
+    from gradus import pretrained  # imports torch, which takes a second
     try:
         return pretrained.find_tokenizer(pretrained.load(name))
     except UserError as e:

@@ -5,7 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import read_log, run_script, settings
 
+import export
+import train
 from gradus import gguf_file, pretrained
 from gradus.tokenizer import CharTokenizer, build_tokenizer
 from model import GPT, GPTConfig
@@ -71,7 +74,7 @@ def assert_same_greedy(server, model, prompt, n):
     assert max(log_probs) - min(log_probs) > 0.5
 
 
-@pytest.mark.parametrize('dtype', ['f32', 'f16', 'q8_0'])
+@pytest.mark.parametrize('dtype', ['f32', *(pytest.param(name, marks=pytest.mark.slow) for name in ('f16', 'q8_0'))])
 @pytest.mark.parametrize('family', FAMILIES)
 def test_llama_cpp_continues_a_text_as_we_do(family, dtype, llama_server, tmp_path):
     """
@@ -173,23 +176,67 @@ def smollm2():
 TEXTS = ('Déjà vu, 日本', "I'll  pay 12,345\n\n\tfor x==7 ", '<|im_start|>user\nHi<|im_end|>\n', 'a\u0301 \x00 😀 ½²')
 
 
-def test_a_real_model(llama_server):
-    """SmolLM2-135M-Instruct, 4 bits a weight: the capital of France, its tokens, and its greedy text."""
+def greedy_to_the_end(tokenizer, model, prompt, n):
+    """Our greedy ids after a prompt, at most n, without the end-of-text token and what follows it."""
+    ids, _ = our_greedy(model, prompt, n)
+    return ids[:ids.index(tokenizer.end_id)] if tokenizer.end_id in ids else ids
+
+
+@pytest.mark.slow
+def test_a_real_model(llama_server, tmp_path):
+    """
+    SmolLM2-135M-Instruct, 4 bits a weight: its tokens, an answer, and, with the same weights in float32, a text of
+    greedy tokens. (With the file itself, llama.cpp rounds activations to 8 bits, which soon changes a free text.)
+    """
     pytest.importorskip('gguf', reason='it reads the weights: pip install gguf')
     path = str(smollm2())
     found = pretrained.load(path)
     tokenizer = build_tokenizer(found.tokenizer)
     model = pretrained.build(found).eval()
     model.crop_block_size(256)
+    prompt = tokenizer.encode('The capital of France is')
     with llama_server(path, 256) as server:
         for text in TEXTS:
             assert server.tokenize(text, special=True) == tokenizer.encode(text)
             assert server.tokenize(text) == tokenizer.encode_ordinary(text)
         assert server.detokenize(tokenizer.encode('Déjà vu, 日本')) == 'Déjà vu, 日本'
 
-        prompt = tokenizer.encode('The capital of France is')
-        ids, log_probs = our_greedy(model, prompt, 32)
-        assert tokenizer.decode(ids).startswith(' Paris')
-        their_ids, their_log_probs = server.complete(prompt, 32)
-        assert their_ids == ids
-        assert their_log_probs == pytest.approx(log_probs, abs=0.25)
+        question = tokenizer.encode(QUESTION)
+        ours = greedy_to_the_end(tokenizer, model, question, 32)
+        assert 'Paris' in tokenizer.decode(ours)
+        assert server.complete(question, 32, ignore_eos=False)[0][:len(ours)] == ours
+        assert server.complete(prompt, 1)[1] == pytest.approx(our_greedy(model, prompt, 1)[1], abs=0.25)
+
+    full = str(tmp_path / 'full.gguf')
+    assert gguf_file.write(full, found.config, found.weights, found.tokenizer, path) == []
+    ours = greedy_to_the_end(tokenizer, model, prompt, 32)
+    assert tokenizer.decode(ours).startswith(' Paris')
+    assert len(ours) > 24
+    with llama_server(full, 256) as server:
+        ids, log_probs = server.complete(prompt, 32, ignore_eos=False)
+        assert ids[:len(ours)] == ours
+        assert log_probs[:len(ours)] == pytest.approx(our_greedy(model, prompt, len(ours))[1], abs=0.05)
+
+
+@pytest.mark.slow
+def test_a_real_model_learns_shakespeare(test_data, tmp_path, monkeypatch):
+    """From the GGUF file to a dataset in its tokens, 20 steps of training, text, and a folder for transformers."""
+    pytest.importorskip('gguf', reason='it reads the weights: pip install gguf')
+    monkeypatch.chdir(tmp_path)
+    path = str(smollm2())
+    text = str(test_data / 'tinyshakespeare' / 'input.txt')
+    run = run_script('data/prepare.py', f'--tokenizer={path}', '--out=data/play', text)
+    assert run.returncode == 0, run.stderr
+    train.main(settings(init_from=path, dataset='play', max_iters=20, eval_interval=20, eval_iters=4, block_size=64,
+                        batch_size=2, learning_rate=1e-4, min_lr=1e-5, warmup_iters=2, lr_decay_iters=20))
+    losses = [record['val_loss'] for record in read_log('out') if 'val_loss' in record]
+    assert losses[-1] < losses[0] - 0.1
+
+    found = pretrained.load('out')
+    assert found.tokenizer == pretrained.load(path).tokenizer
+    export.main(export.ExportConfig(to='hf', dest='folder'))
+    tokenizer = build_tokenizer(pretrained.load('folder').tokenizer)
+    assert tokenizer.encode(QUESTION) == build_tokenizer(found.tokenizer).encode(QUESTION)
+
+
+QUESTION = '<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n'

@@ -9,7 +9,9 @@ import sys
 import pytest
 import torch
 
-from gradus import pretrained
+import export
+from gradus import checkpoint, pretrained
+from model import GPT, GPTConfig
 
 # Answers of different lengths: acc and acc_norm then choose different ones.
 ANSWERS = [' a', ' the long way home', ' some', ' 12', ' yes, of course']
@@ -35,7 +37,7 @@ metric_list: [{metric: acc}, {metric: acc_norm}]
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """Work in a folder with model/, a GPT-2 that reads bytes, and tasks/, the questions."""
-    for name in ('lm_eval', 'accelerate', 'transformers', 'tokenizers'):
+    for name in ('lm_eval', 'accelerate', 'transformers'):
         if importlib.util.find_spec(name) is None:    # not imported: that takes seconds
             pytest.skip('the reference implementation: pip install lm_eval[hf]')
     monkeypatch.chdir(tmp_path)
@@ -48,31 +50,21 @@ def folder(tmp_path, monkeypatch):
 
 
 def write_model(path):
-    """A model with random weights, and its tokenizer."""
-    import transformers
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token='!').save_pretrained(path)
-
+    """Our export of a model with random weights that reads bytes."""
     torch.manual_seed(0)
-    end = alphabet.index('!')
-    sizes = dict(n_layer=2, n_head=2, n_embd=32, n_positions=64, vocab_size=256)
-    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, bos_token_id=end, eos_token_id=end))
+    model = GPT(GPTConfig(n_layer=2, n_head=2, n_embd=32, block_size=64, vocab_size=256))
     with torch.no_grad():
         for p in model.parameters():
             p.normal_(std=0.2).add_(0.5 if p.dim() == 1 else 0.0)
-    model.save_pretrained(path)
+    checkpoint.save('out/ckpt.pt', dict(model=model.state_dict(), model_args=checkpoint.model_args(model.config),
+                                        tokenizer={'kind': 'byte'}))
+    export.main(export.ExportConfig(to='hf', dest=path))
 
 
 @torch.no_grad()
 def log_likelihood(model, question, choice):
     """Of the answer's tokens after the question, with our model."""
-    with open('model/tokenizer.json', encoding='utf-8') as f:
-        ids = json.load(f)['model']['vocab']
-    question, choice = ([ids[c] for c in text.replace(' ', '\u0120')] for text in (question, choice))
+    question, choice = (list(text.encode()) for text in (question, choice))
     idx = torch.tensor([question + choice])
     log_probs = model(idx, idx)[0].log_softmax(dim=-1)[0, len(question) - 1:-1]
     return log_probs.gather(1, torch.tensor(choice)[:, None]).sum().item()
