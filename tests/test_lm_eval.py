@@ -73,7 +73,8 @@ def log_likelihood(model, question, choice):
 @pytest.mark.slow
 def test_its_command_gives_our_likelihoods(folder):
     env = dict(HF_HUB_OFFLINE='1', HF_DATASETS_OFFLINE='1', HF_HOME=os.path.abspath('cache'))
-    command = 'lm_eval --model hf --model_args pretrained=model --tasks questions --include_path tasks --device cpu'
+    command = 'lm_eval --model hf --model_args pretrained=model,prefix_token_id=10 --tasks questions '\
+              '--include_path tasks --device cpu'
     ran = subprocess.run(
         [sys.executable, '-m', *command.split(), '--batch_size=4', '--log_samples', '--output_path=results'],
         env={**os.environ, **env}, capture_output=True, text=True, encoding='utf-8', timeout=200,
