@@ -2,13 +2,14 @@
 
 import json
 import os
+import subprocess
 import sys
 
 import pytest
 import torch
 from conftest import REPO, snapshot
 
-from gradus import onnx_file
+from gradus import checkpoint, onnx_file
 from gradus.errors import UserError
 from gradus.pretrained import Pretrained
 from model import GPT, GPTConfig
@@ -48,12 +49,10 @@ SLOW = ('others', 'short')
 
 
 @pytest.mark.parametrize('kind', [pytest.param(k, marks=[pytest.mark.slow] if k in SLOW else []) for k in KINDS])
-def test_onnxruntime_has_our_logits(kind, onnxruntime, tmp_path, capfd):
+def test_onnxruntime_has_our_logits(kind, onnxruntime, tmp_path):
     found, model = a_model(**KINDS[kind])
     path = str(tmp_path / 'model.onnx')
     onnx_file.write_onnx(path, found)
-    assert capfd.readouterr() == ('', '')
-    assert os.listdir(tmp_path) == ['model.onnx']
 
     session = onnxruntime.InferenceSession(path)
     size = model.config.block_size
@@ -72,11 +71,22 @@ def test_onnxruntime_has_our_logits(kind, onnxruntime, tmp_path, capfd):
         session.run(['logits'], {'input_ids': torch.zeros(1, size + 1, dtype=torch.int64).numpy()})
 
 
-def test_what_else_is_in_the_file(onnxruntime, tmp_path):
+COMMAND = """
+from gradus import onnx_file, pretrained
+onnx_file.write_onnx('model.onnx', pretrained.load('ckpt.pt'))
+"""
+
+
+def test_a_command_prints_nothing_and_what_else_is_in_its_file(onnxruntime, tmp_path):
     """Metadata, a tied matrix once, and nothing about this machine."""
     found, model = a_model(vocab_size=5000, n_layer=1)
+    args = checkpoint.model_args(found.config)
+    torch.save(dict(model=found.weights, model_args=args, tokenizer={'kind': 'byte'}, iter_num=7), tmp_path / 'ckpt.pt')
+    env = {**os.environ, 'PYTHONPATH': str(REPO)}
+    ran = subprocess.run([sys.executable, '-c', COMMAND], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert (ran.stdout, ran.stderr, ran.returncode) == ('', '', 0)
+    assert sorted(os.listdir(tmp_path)) == ['ckpt.pt', 'model.onnx']
     path = tmp_path / 'model.onnx'
-    onnx_file.write_onnx(str(path), found)
 
     metadata = onnxruntime.InferenceSession(str(path)).get_modelmeta().custom_metadata_map
     assert GPTConfig(**json.loads(metadata['model_args'])) == found.config
