@@ -155,9 +155,9 @@ class BPETokenizer:
             if token is not None:
                 self.bytes[i] = token.encode('utf-8', 'replace') if i in special else letters_to_bytes(token)
         ranks = {self.bytes[i]: i for i, token in enumerate(spec['tokens']) if token is not None and i not in special}
-        for b in range(256):                          # tiktoken needs all bytes; those without an id are left out
-            ranks.setdefault(bytes([b]), self.n_vocab + b)
-        self.complete = max(ranks.values()) < self.n_vocab
+        self.missing = {b for b in range(256) if bytes([b]) not in ranks}
+        for b in self.missing:                        # tiktoken needs all bytes; these never reach it
+            ranks[bytes([b])] = self.n_vocab + b
         try:
             self.bpe = tiktoken.Encoding('bpe', pat_str=spec['pattern'], mergeable_ranks=ranks, special_tokens={})
         except Exception as e:
@@ -178,13 +178,24 @@ class BPETokenizer:
         if self.spec.get('normalizer'):
             text = unicodedata.normalize(self.spec['normalizer'], text)
         try:
-            ids = self.bpe.encode_ordinary(text)
+            if not self.missing.isdisjoint(text.encode('utf-8', 'replace')):
+                return self._encode_without_missing(text)
+            return self.bpe.encode_ordinary(text)
         except BaseException as e:                    # a pattern that gives up is a PanicException
             if isinstance(e, Exception) or type(e).__name__ == 'PanicException':
                 raise UserError(f"tokenizer of kind bpe with pattern {show(self.spec['pattern'])}: it fails on a text "
                                 f'of {len(text):,} characters; use another tokenizer') from e
             raise
-        return ids if self.complete else [i for i in ids if i < self.n_vocab]
+
+    def _encode_without_missing(self, text):
+        """Bytes that the vocabulary lacks are left out before their neighbours are merged, as in transformers."""
+        import regex                                  # tiktoken needs it too
+        ids = []
+        for piece in regex.finditer(self.spec['pattern'], text):
+            left = piece.group().encode('utf-8', 'replace').translate(None, bytes(self.missing))
+            if left:
+                ids += self.bpe._encode_single_piece(left)
+        return ids
 
     def decode(self, ids):
         return self.decode_bytes(ids).decode('utf-8', errors='replace')

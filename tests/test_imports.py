@@ -14,7 +14,7 @@ LAYERS = ['nanogpt', 'onnx_file', 'pretrained', 'gguf_file', 'hf', 'families', '
           'evaluation', 'sampling', 'inference', 'digits', 'data', 'preparation', 'metadata', 'tokenizer', 'unpickle',
           'configurator', 'lock', 'files', 'errors']
 
-CORE = {'torch', 'numpy', 'tiktoken', 'tqdm'}
+CORE = {'torch', 'numpy', 'tiktoken', 'tqdm', 'regex'}     # tiktoken needs regex
 OPTIONAL = {'PIL', 'safetensors', 'huggingface_hub', 'wandb', 'datasets', 'gguf', 'xllamacpp', 'matplotlib',
             'onnx', 'onnx_ir', 'onnxscript'}
 
