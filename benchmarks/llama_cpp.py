@@ -1,7 +1,8 @@
 """
 Tokens per second of one greedy stream on the CPU, ours and llama.cpp's, interleaved, with the same weights and number
 of threads. The model is a GPT-2 with random weights, in 32 bits and in 8 (llama.cpp's Q8_0 has a scale for every 32
-weights, ours one for each row). The texts should start with the same tokens.
+weights, ours one for each row). The texts should start with the same tokens. With --model, it is a real model, which
+llama.cpp reads as it is, and we as float32 and in 8 bits.
 
 Needs the packages gguf and xllamacpp: pip install gguf xllamacpp
 """
@@ -22,66 +23,17 @@ import urllib.request
 import torch
 
 from benchmarks.paired import SHAPES, report
-from gradus import inference, parallel
+from gradus import gguf_file, inference, parallel, pretrained
 from model import GPT, GPTConfig
 
 PROMPT = [1, 2, 3]
 
-# Parts of our parameters' names, and what GGUF calls them.
-NAMES = {
-    'transformer.wte': 'token_embd',
-    'transformer.wpe': 'position_embd',
-    'transformer.ln_f': 'output_norm',
-    'transformer.h.': 'blk.',
-    'ln_1': 'attn_norm',
-    'attn.c_attn': 'attn_qkv',
-    'attn.c_proj': 'attn_output',
-    'ln_2': 'ffn_norm',
-    'mlp.c_fc': 'ffn_up',
-    'mlp.c_proj': 'ffn_down',
-}
-
-
-# ---------------------------------------------------------------------------- the weights as a file for llama.cpp
 
 def write(model, path, bits):
     """Write the model as a GGUF file, with a made-up vocabulary."""
-    import gguf
-    out = gguf.GGUFWriter(path, 'gpt2')
-    add_metadata(out, model.config, gguf.TokenType.NORMAL)
-
-    q8 = gguf.GGMLQuantizationType.Q8_0
-    for name, p in model.named_parameters():
-        for ours, others in NAMES.items():
-            name = name.replace(ours, others)
-        weights = p.detach().float().numpy()
-        if bits == 8 and p.dim() == 2 and name != 'position_embd.weight':
-            out.add_tensor(name, gguf.quants.quantize(weights, q8), raw_dtype=q8)
-        else:
-            out.add_tensor(name, weights)
-
-    out.write_header_to_file()
-    out.write_kv_data_to_file()
-    out.write_tensors_to_file()
-    out.close()
-
-
-def add_metadata(out, config, token_type):
-    """The model's shape and vocabulary. token_type: GGUF's number for an ordinary token."""
-    out.add_context_length(config.block_size)
-    out.add_embedding_length(config.n_embd)
-    out.add_block_count(config.n_layer)
-    out.add_feed_forward_length(config.hidden)
-    out.add_head_count(config.n_head)
-    out.add_layer_norm_eps(1e-5)
-
-    out.add_tokenizer_model('gpt2')
-    out.add_tokenizer_pre('gpt-2')
-    out.add_token_list([f'w{i}' for i in range(config.vocab_size)])
-    out.add_token_types([token_type] * config.vocab_size)
-    out.add_token_merges(['w 0'])
-    out.add_eos_token_id(0)
-    out.add_add_bos_token(False)
+    chars = [chr(0x10000 + i) for i in range(model.config.vocab_size)]
+    gguf_file.write(path, model.config, model.state_dict(), {'kind': 'char', 'chars': chars}, path,
+                    'q8_0' if bits == 8 else 'f32')
 
 
 # ---------------------------------------------------------------------------- the two sides
@@ -163,11 +115,12 @@ def measure(theirs, ours, args):
     return their_speeds, our_speeds, common_prefix(their_ids, our_ids)
 
 
-def compare(size, bits, model, args):
-    """One row: llama.cpp and our model with these weights."""
+def compare(size, bits, model, args, path=None):
+    """One row: llama.cpp and our model with these weights; path: a file that has them."""
     with tempfile.TemporaryDirectory() as tmp:
-        path = os.path.join(tmp, 'model.gguf')
-        write(model, path, bits)
+        if path is None:
+            path = os.path.join(tmp, 'model.gguf')
+            write(model, path, bits)
         theirs = LlamaCpp(path, model.config.block_size)
         try:
             their_speeds, our_speeds, same = measure(theirs, Ours(model, bits), args)
@@ -181,11 +134,18 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--rounds', type=int, default=3, help='default: %(default)s')
     parser.add_argument('--tokens', type=int, default=128, help='default: %(default)s')
+    parser.add_argument('--model', help='a .gguf file, such as a published model, instead of random weights')
     args = parser.parse_args()
     if not all(importlib.util.find_spec(name) for name in ('gguf', 'xllamacpp')):
         sys.exit('error: bench.py llama-cpp needs gguf and xllamacpp; pip install gguf xllamacpp')
 
     parallel.init('cpu', compile=False)
+    if args.model:
+        model = pretrained.build(pretrained.load(args.model)).eval()
+        model.crop_block_size(min(model.config.block_size, 1024))
+        for bits in (32, 8):
+            compare(os.path.basename(args.model), bits, model, args, args.model)
+        return
     for size, shape in SHAPES.items():
         torch.manual_seed(0)
         model = GPT(GPTConfig(**shape, mlp='gelu_tanh')).eval()

@@ -237,9 +237,8 @@ def to_theirs(family, config, weights, column):
 
 def from_theirs(family, config, names, read, column, source):
     """
-    (config, weights) of a GPT from a file's tensors, none of them read yet but biases. names: what the file holds;
-    read(name): one tensor. If all biases are zeros, which is how a model without them is written, config.bias becomes
-    False. Raises UserError if a tensor is missing, left over, or of another shape.
+    The `Weights` of a GPT from a file's tensors. names: what the file holds; read(name): one tensor.
+    Raises UserError if a tensor is missing, left over, or of another shape.
     """
     if config.n_layer > max(1000, len(names)):
         raise UserError(f'{source}: {config.n_layer} layers, but {len(names)} tensors')
@@ -256,9 +255,11 @@ def from_theirs(family, config, names, read, column, source):
             raise UserError(f'{source}: {tensor.theirs} is {tuple(part.shape)}, expected {tensor.their_shape}')
         return tensor.ours_from(part)
 
-    if family.always_bias and not any(rows(tensor).any() for tensor in tensors if tensor.theirs.endswith('.bias')):
-        config = replace(config, bias=False)
-        tensors = [tensor for tensor in tensors if not tensor.theirs.endswith('.bias')]
+    if family.always_bias and not config.bias:        # a model without biases was written with zeros
+        biases = [tensor for tensor in tensors if tensor.theirs.endswith('.bias')]
+        if any(rows(tensor).any() for tensor in biases):
+            raise UserError(f'{source}: bias=False, but its biases are not zero; expected zeros, or no such key')
+        tensors = [tensor for tensor in tensors if tensor not in biases]
     parts = {}
     for tensor in tensors:
         parts.setdefault(tensor.ours, []).append(tensor)
@@ -266,7 +267,7 @@ def from_theirs(family, config, names, read, column, source):
     def reader(tensors):
         return lambda: torch.cat([rows(tensor) for tensor in tensors]).contiguous()
 
-    return config, Weights(config, {name: reader(tensors) for name, tensors in parts.items()}, source)
+    return Weights(config, {name: reader(tensors) for name, tensors in parts.items()}, source)
 
 
 class Weights(Mapping):
@@ -279,7 +280,7 @@ class Weights(Mapping):
 
     def __init__(self, config, readers, source):
         if config.n_layer > max(1000, len(readers)):
-            raise UserError(f'{source}: n_layer={config.n_layer} for {len(readers)} tensors')
+            raise UserError(f'{source}: {MISFIT}: n_layer={config.n_layer} for {len(readers)} tensors')
         self.source = source
         self.shapes = shapes(config)
         self.readers = dict(readers)
@@ -289,16 +290,16 @@ class Weights(Mapping):
                     self.readers.setdefault(name, readers[other])
         for name, shape in self.shapes.items():
             if name not in self.readers:
-                raise UserError(f'{source}: {name} is missing, expected {tuple(shape)}')
+                raise UserError(f'{source}: {MISFIT}: {name} is missing, expected {tuple(shape)}')
         if left_over := sorted(self.readers.keys() - self.shapes.keys()):
-            raise UserError(f'{source}: unexpected tensor {show(left_over[0])}')
+            raise UserError(f'{source}: {MISFIT}: unexpected tensor {show(left_over[0])}')
 
     def __getitem__(self, name):
         tensor = self.readers[name]()
         if tensor.dtype not in FLOATS:
             raise UserError(f'{self.source}: {show(name)} is of {tensor.dtype}; expected floating-point weights')
         if tensor.shape != self.shapes[name]:
-            raise UserError(f'{self.source}: size mismatch: {name} is {tuple(tensor.shape)}, '
+            raise UserError(f'{self.source}: {MISFIT}: size mismatch: {name} is {tuple(tensor.shape)}, '
                             f'expected {tuple(self.shapes[name])}')
         if not torch.stack(tensor.aminmax()).isfinite().all():                  # one pass, no copy
             raise UserError(f'{self.source}: {show(name)} holds NaN or infinity: the run that wrote it had diverged; '
@@ -313,3 +314,4 @@ class Weights(Mapping):
 
 
 TIED = ('lm_head.weight', 'transformer.wte.weight')
+MISFIT = 'model_args and weights do not fit'

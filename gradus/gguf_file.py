@@ -26,6 +26,7 @@ NUMBERS = {0: '<B', 1: '<b', 2: '<H', 3: '<h', 4: '<I', 5: '<i', 6: '<f', 7: '<?
 STRING, ARRAY = 8, 9                                  # the other two types of values
 MAX_HEADER = 2 ** 30                                  # bytes of everything before the weights
 DTYPES = ('f32', 'f16', 'q8_0')
+NO_BIAS = 'gradus.no_bias'                            # a key of ours: the biases are zeros because there are none
 
 # Keys below the architecture's name that change nothing about what we compute, beside those in the family's table.
 HARMLESS = ('attention.value_length', 'rope.dimension_count', 'attention.causal', 'tensor_data_layout')
@@ -170,7 +171,7 @@ def load(path):
             raise UserError(f'{path}: {show(name)} is {tensor.kind.name}: {one_line(e)}') from e
         return torch.from_numpy(numbers.reshape(tensor.shape).astype(np.float32))
 
-    config, weights = families.from_theirs(family, config, stored.keys(), read, 2, path)
+    weights = families.from_theirs(family, config, stored.keys(), read, 2, path)
     try:
         tokenizer = tokenizer_files.from_gguf(keys)
     except UserError as e:
@@ -210,7 +211,7 @@ def _config(keys, stored, path):
             raise UserError(f"{path}: {name}.{key}={show(keys[f'{name}.{key}'])} is not supported; expected "
                             f"{sizes.get('head_width')}, the width of a head")
     more = dict(tie_weights='output.weight' not in stored)
-    more['bias'] = family.always_bias or 'blk.0.ffn_up.bias' in stored
+    more['bias'] = 'blk.0.ffn_up.bias' in stored and keys.get(NO_BIAS) is not True
     return family, families.config_from(family, sizes, path, **more)
 
 
@@ -240,6 +241,8 @@ def write(path, config, weights, spec, source, dtype='f32', name='gradus'):
     if family.name != 'gpt2':
         out.add_uint32(f'{family.name}.attention.value_length', config.head_width)
         out.add_uint32(f'{family.name}.rope.dimension_count', config.head_width)
+    if family.always_bias and not config.bias:
+        out.add_bool(NO_BIAS, True)
     _add_tokenizer(out, tokenizer, spec)
 
     kinds = {}

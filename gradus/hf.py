@@ -54,8 +54,8 @@ def load(source):
     found = _read_json(_find(source, 'config.json'), source)
     family, config = _config(found, source)
     names, read = _tensors(safetensors, source)
-    config, weights = families.from_theirs(family, config, names, read, 1, source)
-    return config, weights, _tokenizer(source)
+    weights = families.from_theirs(family, config, names, read, 1, source)
+    return config, weights, _tokenizer(source, config)
 
 
 def _safetensors(what):
@@ -116,7 +116,8 @@ def _config(found, source):
     # The rest.
     more = dict(tie_weights=value('tie_word_embeddings', bool, model_type == 'gpt2'))
     if model_type == 'gpt2':
-        more.update(mlp=ACTIVATION[value('activation_function', str, 'gelu_new')], bias=True)
+        more.update(mlp=ACTIVATION[value('activation_function', str, 'gelu_new')],
+                    bias=value('bias', bool, True))
     else:
         more['bias'] = value('attention_bias', bool, False)
         if model_type == 'llama' and value('mlp_bias', bool, False) != more['bias']:
@@ -195,12 +196,16 @@ def _shards(index, source):
     return [_find(source, name) for name in sorted(set(names.values()))]
 
 
-def _tokenizer(source):
-    """The tokenizer's plain data, or a sentence that says why there is none."""
+def _tokenizer(source, config):
+    """The tokenizer's plain data, or a sentence that says why there is none. Old GPT-2s come without."""
     try:
-        tokenizer = _read_json(_find(source, 'tokenizer.json'), source)
+        path = _find(source, 'tokenizer.json')
     except UserError as e:
-        return {'kind': 'gpt2'} if source.startswith('gpt2') else str(e)
+        return {'kind': 'gpt2'} if config.pos == 'learned' and config.vocab_size in (50257, 50304) else str(e)
+    try:
+        tokenizer = _read_json(path, source)
+    except UserError as e:
+        return str(e)
     try:
         config = _read_json(_find(source, 'tokenizer_config.json'), source)
     except UserError:
@@ -247,7 +252,7 @@ def config_json(family, config, tokenizer):
                  eos_token_id=tokenizer.end_id, pad_token_id=None, use_cache=True)
     if family.name == 'gpt2':
         names = {ours: theirs for theirs, ours in reversed(ACTIVATION.items())}
-        found.update(activation_function=names[config.mlp], n_ctx=config.block_size)
+        found.update(activation_function=names[config.mlp], n_ctx=config.block_size, bias=config.bias)   # bias: ours
         found.update(dict.fromkeys(('attn_pdrop', 'embd_pdrop', 'resid_pdrop'), config.dropout))
     else:
         found.update(hidden_act='silu', attention_bias=config.bias, attention_dropout=config.dropout,

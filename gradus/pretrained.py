@@ -15,7 +15,7 @@ import torch
 
 from gradus import checkpoint, configurator, gguf_file, hf, metadata
 from gradus.errors import UserError, one_line, show, warn
-from gradus.families import Weights
+from gradus.families import MISFIT, Weights
 from gradus.tokenizer import check_spec
 from model import GPT, GPTConfig
 
@@ -206,7 +206,7 @@ def gpt_from_weights(model_args, weights, source='checkpoint', **overrides):
 
 
 def _mismatch(source, error):
-    return UserError(f'{source}: model_args and weights do not fit: {one_line(error)}')
+    return UserError(f'{source}: {MISFIT}: {one_line(error)}')
 
 
 def find_tokenizer(pretrained, dataset=''):

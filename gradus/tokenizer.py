@@ -189,7 +189,7 @@ class BPETokenizer:
 
     def _encode_without_missing(self, text):
         """Bytes that the vocabulary lacks are left out before their neighbours are merged, as in transformers."""
-        import regex                                  # tiktoken needs it too
+        import regex  # tiktoken needs it too
         ids = []
         for piece in regex.finditer(self.spec['pattern'], text):
             left = piece.group().encode('utf-8', 'replace').translate(None, bytes(self.missing))

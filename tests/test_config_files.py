@@ -201,7 +201,7 @@ def test_none_is_the_default_of_what_nanogpt_lacks(capsys):
     ("lr_schedule = 'wsd'", "lr_schedule='wsd': expected one of cosine, linear"),
     ("optimizer = 'lion'", "optimizer='lion': expected one of adamw, muon"),
     ("norm = 'LayerNorm'", "norm='LayerNorm': expected one of layernorm, rmsnorm"),
-    ('n_inner = -1', 'n_kv_head=0, n_inner=-1: expected 0'),
+    ('n_inner = -1', 'n_inner=-1: expected an integer of 0'),
 ])
 def test_a_value_of_a_fork_is_told_as_what_it_is(line, expected):
     name = line.split()[0]

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from gradus.errors import UserError
+from gradus.tokenizer import build_tokenizer
 
 hypothesis = pytest.importorskip('hypothesis', reason='pip install hypothesis')
 from conftest import flags_of, settings, snapshot
@@ -256,14 +257,11 @@ def test_any_value_anywhere_in_meta_json(run, draws):
 @given(st.data())
 def test_any_value_anywhere_in_config_json(run, draws):
     """Of a GPT-2 in Hugging Face's format."""
-    safetensors = pytest.importorskip('safetensors.torch', reason='the format of the weights: pip install safetensors')
+    pytest.importorskip('safetensors', reason='the format of the weights: pip install safetensors')
     model = GPT(GPTConfig(block_size=16, vocab_size=10, n_layer=1, n_head=2, n_embd=8))
-    weights = {}
-    for name, tensor in model.state_dict().items():
-        if name != 'lm_head.weight':
-            weights[name] = tensor.t().contiguous() if name.endswith(hf.TRANSPOSED) else tensor
+    spec = {'kind': 'char', 'chars': list('abcdefghij')}
     os.makedirs('theirs', exist_ok=True)
-    safetensors.save_file(weights, 'theirs/model.safetensors')
+    hf.write_folder('theirs', model.config, model.state_dict(), spec, build_tokenizer(spec), 'test')
     config = dict(model_type='gpt2', n_layer=1, n_head=2, n_embd=8, n_positions=16, n_inner=None, vocab_size=10,
                   activation_function='gelu_new', layer_norm_epsilon=1e-5, tie_word_embeddings=True,
                   scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False)
