@@ -7,6 +7,7 @@ Both are read as plain data of kind bpe (see tokenizer.py) if they are byte-leve
     char   BPE without merges in tokenizer.json; in GGUF, whose pieces are bytes, merges build each character
 """
 
+import hashlib
 import json
 
 from gradus.errors import UserError, show
@@ -23,6 +24,7 @@ PATTERNS = {
     'qwen2': MODERN.replace('DIGITS', r'\p{N}'),
 }
 ALIASES = {'gpt2': 'gpt-2', 'llama3': 'llama-bpe', 'llama-v3': 'llama-bpe', 'default': 'gpt-2'}
+GPT2_SHA256 = 'e35a33a0b2250c932ffdafc4c3a3552aef0cc7af7a11e9ebfddf1d2a6517371f'    # of GPT-2's tokens, one a line
 NEVER = ['\xff', '\xfe']                              # letters of bytes that no UTF-8 text has
 
 
@@ -79,6 +81,14 @@ def as_bpe(spec):
         return dict(kind='bpe', tokens=[*tokens, '<|endoftext|>'], special=[bpe.eot_token], start=[],
                     end_id=bpe.eot_token, pattern=GPT2)
     return spec
+
+
+def _simplest(spec):
+    """Plain data of kind gpt2 if this is GPT-2's tokenizer, else the same."""
+    listed = '\n'.join(token or '' for token in spec['tokens'])
+    known = hashlib.sha256(listed.encode('utf-8', 'replace')).hexdigest() == GPT2_SHA256
+    same = (spec['special'], spec['start'], spec['pattern'], spec['end_id']) == ([50256], [], GPT2, 50256)
+    return {'kind': 'gpt2'} if known and same else spec
 
 
 def _merges(spec):
@@ -144,7 +154,7 @@ def from_hf(tokenizer, config):
         spec['chat_template'] = config['chat_template']
     check_bpe(spec)
     _check_merges(tokens, set(special), merges)
-    return spec
+    return _simplest(spec)
 
 
 def _put(by_id, i, token):
@@ -363,4 +373,4 @@ def from_gguf(fields):
         raise UserError(f'tokenizer.ggml.merges has {show(bad[0])}; expected two tokens')
     known = {token for token in tokens if token is not None}
     _check_merges(tokens, set(special), [m for m in merges if m != NEVER or ''.join(m) in known])
-    return spec
+    return _simplest(spec)
