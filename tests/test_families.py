@@ -4,12 +4,13 @@ import json
 import os
 import shutil
 import struct
+import sys
 import warnings
 from dataclasses import asdict, replace
 
 import pytest
 import torch
-from conftest import run_script, sha256_of
+from conftest import limited, run_script, sha256_of
 
 import export
 from gradus import checkpoint, families, gguf_file, hf, pretrained
@@ -338,6 +339,16 @@ def test_a_failed_export_leaves_nothing(to, run, monkeypatch):
     state['model']['transformer.h.1.mlp.c_proj.weight'][0, 0] = float('nan')
     checkpoint.save('out/best.pt', state)
     with pytest.raises(UserError, match='out/best.pt: '):
+        export.main(export.ExportConfig(to=to, dest='there'))
+    assert sorted(os.listdir('.')) == ['out']
+
+
+@pytest.mark.skipif(sys.platform == 'win32', reason='needs resource limits')
+@pytest.mark.parametrize('to', ['hf', 'gguf', 'safetensors'])
+def test_an_export_on_a_full_disk(to, run):
+    if to == 'gguf':
+        pytest.importorskip('gguf', reason='the format needs it: pip install gguf')
+    with limited('RLIMIT_FSIZE', 20_000), pytest.raises(UserError, match='^there[^\n]*: could not be written '):
         export.main(export.ExportConfig(to=to, dest='there'))
     assert sorted(os.listdir('.')) == ['out']
 
