@@ -296,6 +296,8 @@ def main(cfg):
         ids = read_eval_text(cfg, tokenizer)
     elif not cfg.interactive:
         prompt, ids = read_prompt(cfg, tokenizer)
+        needed = len(ids) + cfg.max_new_tokens + 1
+        model.crop_block_size(min(model.config.block_size, needed))            # a smaller cache, the same text
     log(about)
 
     # Make the model fast on its device.

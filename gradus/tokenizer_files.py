@@ -7,6 +7,7 @@ Both are read as plain data of kind bpe (see tokenizer.py) if they are byte-leve
     char   BPE without merges in tokenizer.json; in GGUF, whose pieces are bytes, merges build each character
 """
 
+import hashlib
 import json
 
 from gradus.errors import UserError, show
@@ -26,6 +27,7 @@ ALIASES = {'gpt2': 'gpt-2', 'llama3': 'llama-bpe', 'llama-v3': 'llama-bpe', 'def
 WHOLE = r'[\s\S]+'                                    # a text is one piece
 LONGEST = 2048                                        # bytes of a token whose merges are searched
 FUSE = {'type': 'Fuse'}                               # the decoder of kind char
+GPT2_SHA256 = 'e35a33a0b2250c932ffdafc4c3a3552aef0cc7af7a11e9ebfddf1d2a6517371f'    # of GPT-2's tokens, one a line
 NEVER = ['\xff', '\xfe']                              # letters of bytes that no UTF-8 text has
 
 
@@ -88,6 +90,14 @@ def as_bpe(spec):
     return spec
 
 
+def _simplest(spec):
+    """Plain data of kind gpt2 if this is GPT-2's tokenizer, else the same."""
+    listed = '\n'.join(token or '' for token in spec['tokens'])
+    known = hashlib.sha256(listed.encode('utf-8', 'replace')).hexdigest() == GPT2_SHA256
+    same = (spec['special'], spec['start'], spec['pattern'], spec['end_id']) == ([50256], [], GPT2, 50256)
+    return {'kind': 'gpt2'} if known and same else spec
+
+
 def _merges(spec):
     """The pairs of letters that make the tokens of plain data of kind bpe."""
     special = set(spec['special'])
@@ -99,8 +109,8 @@ def _merges(spec):
 
 def from_hf(tokenizer, config):
     """
-    Plain data of kind bpe from the contents of tokenizer.json and tokenizer_config.json. Raises UserError, which names
-    the field, if it is not byte-level BPE as we know it.
+    Plain data of kind bpe, gpt2 or char from the contents of tokenizer.json and tokenizer_config.json. Raises
+    UserError, which names the field, if it is not byte-level BPE as we know it, nor what `to_hf` makes of kind char.
     """
     def part(of, key, kind, default):
         found = of.get(key)
@@ -158,7 +168,7 @@ def from_hf(tokenizer, config):
         spec['chat_template'] = config['chat_template']
     check_spec(spec)
     _check_merges(tokens, set(special), merges)
-    return spec
+    return _simplest(spec)
 
 
 def _put(by_id, i, token):
@@ -365,8 +375,8 @@ def _least_likely(tokens, types):
 
 def from_gguf(fields):
     """
-    Plain data of kind bpe from a GGUF file's keys. Raises UserError if its vocabulary is not byte-level BPE as we know
-    it.
+    Plain data of kind bpe, gpt2 or char from a GGUF file's keys. Raises UserError if its vocabulary is not byte-level
+    BPE as we know it, nor what `to_gguf` makes of kind char.
     """
     def value(key, kind, default=None):
         found = fields.get(f'tokenizer.ggml.{key}', default)
@@ -406,7 +416,8 @@ def from_gguf(fields):
     # Kind char: its merges pass through bytes that are no tokens.
     if None not in tokens and not special:
         chars = [letters_to_bytes(token).decode('utf-8', 'replace') for token in tokens]
-        if all(len(c) == 1 and c != '\ufffd' for c in chars) and list(map(tuple, merges)) == _char_merges(tokens):
+        single = all(len(c) == 1 for c in chars) and [bytes_to_letters(c.encode()) for c in chars] == tokens
+        if single and list(map(tuple, merges)) == _char_merges(tokens):
             return dict(kind='char', chars=chars)
     _check_merges(tokens, set(special), merges)
-    return spec
+    return _simplest(spec)

@@ -127,7 +127,7 @@ def test_transformers_encodes_and_decodes_as_we_do(kind, tmp_path, request):
     for text in HARD:
         assert theirs(text)['input_ids'] == [*ours.start, *ours.encode(text)]
     again = tokenizer_files.from_hf(json.loads(files['tokenizer.json']), json.loads(files['tokenizer_config.json']))
-    assert again == {**tokenizer_files.as_bpe(spec)}
+    assert again == (spec if kind == 'gpt2' else tokenizer_files.as_bpe(spec))
     assert (theirs.eos_token_id, theirs.bos_token_id) == (ours.end_id, None if ours.end_id is None else ours.start_id)
 
 
