@@ -11,7 +11,7 @@ import hashlib
 import json
 
 from gradus.errors import UserError, show
-from gradus.tokenizer import BYTE_OF, LETTERS, build_tokenizer, bytes_to_letters, check_bpe, letters_to_bytes
+from gradus.tokenizer import BYTE_OF, LETTERS, build_tokenizer, bytes_to_letters, check_spec, letters_to_bytes
 
 # The patterns that cut a text into pieces, by the name that llama.cpp has for them.
 CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -24,6 +24,9 @@ PATTERNS = {
     'qwen2': MODERN.replace('DIGITS', r'\p{N}'),
 }
 ALIASES = {'gpt2': 'gpt-2', 'llama3': 'llama-bpe', 'llama-v3': 'llama-bpe', 'default': 'gpt-2'}
+WHOLE = r'[\s\S]+'                                    # a text is one piece
+LONGEST = 2048                                        # bytes of a token whose merges are searched
+FUSE = {'type': 'Fuse'}                               # the decoder of kind char
 GPT2_SHA256 = 'e35a33a0b2250c932ffdafc4c3a3552aef0cc7af7a11e9ebfddf1d2a6517371f'    # of GPT-2's tokens, one a line
 NEVER = ['\xff', '\xfe']                              # letters of bytes that no UTF-8 text has
 
@@ -38,6 +41,8 @@ def merges_of(tokens):
     ranks = {token: rank for rank, token in enumerate(tokens)}
     merges = []
     for rank, token in enumerate(tokens):
+        if len(token) > LONGEST:
+            raise UserError(f'token {show(token)} has {len(token):,} bytes; expected at most {LONGEST:,}')
         parts = [token[i:i + 1] for i in range(len(token))]
         while len(parts) > 2:
             found = [ranks.get(a + b, rank) for a, b in zip(parts, parts[1:])]
@@ -53,28 +58,30 @@ def merges_of(tokens):
 
 def _check_merges(tokens, special, merges):
     """
-    Raise UserError unless merging by the order of ids is the same as merging by this list of pairs: results come in
-    the order of ids, and every longer token is the result of one.
+    Raise UserError unless merging by the order of ids, as tiktoken does, is the same as merging by this list of pairs.
+
+    The list must have, in the order of ids, the pair of `merges_of` for each token. It may have more pairs: no other
+    two parts of a token are ever neighbours.
     """
-    ids = {token: i for i, token in enumerate(tokens) if token is not None and i not in special}
-    last, made = -1, set()
+    known = {token for i, token in enumerate(tokens) if token is not None and i not in special}
     for a, b in merges:
-        i = ids.get(a + b)
-        if i is None or a not in ids or b not in ids:
+        if not known.issuperset((a, b, a + b)):
             raise UserError(f'merge {show(a)} {show(b)}: expected two tokens that make a third')
-        if i < last and i not in made:
-            raise UserError(f'merge {show(a)} {show(b)}: expected merges in the order of their ids')
-        last = max(last, i)
-        made.add(i)
-    for token, i in ids.items():
-        if len(token) > 1 and i not in made:
-            raise UserError(f'token {show(token)}: expected a merge that makes it')
+
+    listed = set(map(tuple, merges))
+    expected = _merges(dict(tokens=tokens, special=special))
+    for a, b in expected:
+        if (a, b) not in listed:
+            raise UserError(f'token {show(a + b)}: expected a merge that makes it of {show(a)} and {show(b)}')
+    needed = set(expected)
+    if [pair for pair in map(tuple, merges) if pair in needed] != expected:
+        raise UserError('merges: expected those that make a token in the order of their ids')
 
 
 def as_bpe(spec):
     """The plain data of kind bpe that does what a tokenizer of kind byte, gpt2 or bpe does."""
     if spec['kind'] == 'byte':
-        return dict(kind='bpe', tokens=list(LETTERS), special=[], start=[], end_id=None, pattern=r'[\s\S]+')
+        return dict(kind='bpe', tokens=list(LETTERS), special=[], start=[], end_id=None, pattern=WHOLE)
     if spec['kind'] == 'gpt2':
         bpe = build_tokenizer(spec).bpe
         tokens = [bytes_to_letters(bpe.decode_single_token_bytes(i)) for i in range(bpe.eot_token)]
@@ -102,8 +109,8 @@ def _merges(spec):
 
 def from_hf(tokenizer, config):
     """
-    Plain data of kind bpe from the contents of tokenizer.json and tokenizer_config.json. Raises UserError, which names
-    the field, if it is not byte-level BPE as we know it.
+    Plain data of kind bpe, gpt2 or char from the contents of tokenizer.json and tokenizer_config.json. Raises
+    UserError, which names the field, if it is not byte-level BPE as we know it, nor what `to_hf` makes of kind char.
     """
     def part(of, key, kind, default):
         found = of.get(key)
@@ -113,8 +120,7 @@ def from_hf(tokenizer, config):
         return found
 
     model = part(tokenizer, 'model', dict, {})
-    if model.get('type', 'BPE') != 'BPE' or model.get('byte_fallback') or model.get('unk_token') and not any(
-            'ByteLevel' in str(tokenizer.get(key)) for key in ('pre_tokenizer', 'decoder')):
+    if model.get('type', 'BPE') != 'BPE' or model.get('byte_fallback'):
         raise UserError(f"model is {show(model.get('type'))} in tokenizer.json; expected byte-level BPE")
     for key in ('continuing_subword_prefix', 'end_of_word_suffix', 'dropout'):
         if model.get(key):
@@ -146,13 +152,21 @@ def from_hf(tokenizer, config):
             raise UserError(f'merges has {show(merge)} in tokenizer.json; expected two tokens')
         merges.append(pair)
 
+    if tokenizer.get('decoder') == FUSE and tokenizer.get('pre_tokenizer') is None and not merges and not added:
+        spec = dict(kind='char', chars=tokens)
+        check_spec(spec)
+        _check_chars(spec)
+        return spec
+    if model.get('unk_token') and not set(vocab).issuperset(LETTERS):
+        raise UserError(f"unk_token is {show(model['unk_token'])} in tokenizer.json; expected none, or all 256 bytes")
+
     spec = dict(kind='bpe', tokens=tokens, special=sorted(set(special)), start=_start(tokenizer, tokens),
                 end_id=_id_of(config.get('eos_token'), tokens), pattern=_pattern(tokenizer.get('pre_tokenizer')))
     if normalizer := _normalizer(tokenizer.get('normalizer')):
         spec['normalizer'] = normalizer
     if type(config.get('chat_template')) is str:
         spec['chat_template'] = config['chat_template']
-    check_bpe(spec)
+    check_spec(spec)
     _check_merges(tokens, set(special), merges)
     return _simplest(spec)
 
@@ -186,15 +200,28 @@ def _pattern(found):
     if kinds and kinds[-1] == 'ByteLevel' and not steps[-1].get('add_prefix_space'):
         by_regex = steps[-1].get('use_regex', True)
         if kinds == ['ByteLevel']:
-            return GPT2 if by_regex else r'[\s\S]+'
+            return GPT2 if by_regex else WHOLE
         if kinds == ['Digits', 'ByteLevel'] and steps[0].get('individual_digits') and by_regex:
             return PATTERNS['smollm']
         if kinds == ['Split', 'ByteLevel'] and not by_regex and steps[0].get('behavior') == 'Isolated' \
                 and not steps[0].get('invert') and isinstance(steps[0].get('pattern'), dict) \
                 and type(steps[0]['pattern'].get('Regex')) is str:
-            return steps[0]['pattern']['Regex']
+            return _without_gaps(steps[0]['pattern']['Regex'])
     raise UserError(f'pre_tokenizer is {show(found)} in tokenizer.json; expected ByteLevel, alone or after Digits or '
                     'Split')
+
+
+def _without_gaps(pattern):
+    """
+    The pattern, extended by what Split does with text between two matches: it is a piece, too; tiktoken drops it.
+    """
+    if pattern in (*PATTERNS.values(), WHOLE):
+        return pattern
+    rest = r'|(?:(?!{})[\s\S])+'
+    original = pattern[:(len(pattern) - len(rest) + 2) // 2]
+    if pattern == original + rest.replace('{}', original):                     # we wrote it
+        return pattern
+    return pattern + rest.replace('{}', pattern)
 
 
 def _start(tokenizer, tokens):
@@ -225,10 +252,9 @@ def to_hf(spec, vocab_size):
     express. spec: plain data of any kind. Raises UserError.
     """
     if spec['kind'] == 'char':
-        if several := [c for c in spec['chars'] if len(c) > 1]:
-            raise UserError(f"the tokenizer's {show(several[0])} is more than one character; expected single ones")
+        _check_chars(spec)
         model = _bpe_model({c: i for i, c in enumerate(spec['chars'])}, [])
-        files = _hf_files(model, decoder={'type': 'Fuse'})
+        files = _hf_files(model, decoder=FUSE)
         return files, ['tokenizer.json leaves out characters that the training text does not have']
 
     spec = as_bpe(spec)
@@ -262,6 +288,13 @@ def to_hf(spec, vocab_size):
     return _hf_files(_bpe_model(vocab, _merges(spec)), config=config, **more), []
 
 
+def _check_chars(spec):
+    """Raise UserError unless each token of kind char is one character of Unicode."""
+    for c in spec['chars']:
+        if len(c) != 1 or '\ud800' <= c <= '\udfff':
+            raise UserError(f"the tokenizer's {show(c)}: expected one character, which other programs can have")
+
+
 def _bpe_model(vocab, merges):
     return dict(type='BPE', dropout=None, unk_token=None, continuing_subword_prefix=None, end_of_word_suffix=None,
                 fuse_unk=False, byte_fallback=False, ignore_merges=False, vocab=vocab, merges=list(map(list, merges)))
@@ -287,9 +320,9 @@ def to_gguf(spec, vocab_size):
     """
     notes = []
     if spec['kind'] == 'char':
-        tokens = [bytes_to_letters(c.encode('utf-8', 'replace')) for c in spec['chars']]
-        merges = sorted({(token[:n], token[n]) for token in tokens for n in range(1, len(token))},
-                        key=lambda pair: len(pair[0]))
+        _check_chars(spec)
+        tokens = [bytes_to_letters(c.encode()) for c in spec['chars']]
+        merges = _char_merges(tokens)
         special, start, end_id = set(), [], None
         pre = 'gpt-2'
         notes.append('llama.cpp leaves out characters that the training text does not have')
@@ -323,6 +356,12 @@ def to_gguf(spec, vocab_size):
     return found, notes
 
 
+def _char_merges(tokens):
+    """The pairs of letters whose merge makes each character of its bytes, from left to right."""
+    pairs = {(token[:n], token[n]) for token in tokens for n in range(1, len(token))}
+    return sorted(pairs, key=lambda pair: (len(pair[0]), pair))
+
+
 def _least_likely(tokens, types):
     """The id of a token that texts hardly use: an unused one, else a rare byte, else a rare character."""
     common = set(map(LETTERS.__getitem__, b'\n\r\t .,;:!?\'"-()')) | set(map(chr, range(128)))
@@ -336,8 +375,8 @@ def _least_likely(tokens, types):
 
 def from_gguf(fields):
     """
-    Plain data of kind bpe from a GGUF file's keys. Raises UserError if its vocabulary is not byte-level BPE as we know
-    it.
+    Plain data of kind bpe, gpt2 or char from a GGUF file's keys. Raises UserError if its vocabulary is not byte-level
+    BPE as we know it, nor what `to_gguf` makes of kind char.
     """
     def value(key, kind, default=None):
         found = fields.get(f'tokenizer.ggml.{key}', default)
@@ -367,10 +406,18 @@ def from_gguf(fields):
                 end_id=eos if eos in special else None, pattern=PATTERNS[pre])
     if type(fields.get('tokenizer.chat_template')) is str:
         spec['chat_template'] = fields['tokenizer.chat_template']
-    check_bpe(spec)
+    check_spec(spec)                                  # before the tokens are used
     merges = [merge.split(' ') if type(merge) is str else [] for merge in value('merges', list)]
     if bad := [merge for merge in merges if len(merge) != 2]:
         raise UserError(f'tokenizer.ggml.merges has {show(bad[0])}; expected two tokens')
     known = {token for token in tokens if token is not None}
-    _check_merges(tokens, set(special), [m for m in merges if m != NEVER or ''.join(m) in known])
+    merges = [merge for merge in merges if merge != NEVER or ''.join(merge) in known]
+
+    # Kind char: its merges pass through bytes that are no tokens.
+    if None not in tokens and not special:
+        chars = [letters_to_bytes(token).decode('utf-8', 'replace') for token in tokens]
+        single = all(len(c) == 1 for c in chars) and [bytes_to_letters(c.encode()) for c in chars] == tokens
+        if single and list(map(tuple, merges)) == _char_merges(tokens):
+            return dict(kind='char', chars=chars)
+    _check_merges(tokens, set(special), merges)
     return _simplest(spec)
