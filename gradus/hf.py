@@ -57,7 +57,7 @@ def load(source):
     if config.tie_weights:                            # some files hold it nevertheless
         names = names - {'lm_head.weight'}
     weights = families.from_theirs(family, config, names, read, 1, source)
-    return config, weights, _tokenizer(source, config)
+    return config, weights, _tokenizer(source, config, found.get('eos_token_id'))
 
 
 def _safetensors(what):
@@ -206,8 +206,11 @@ def _shards(index, source):
     return [_find(source, name) for name in sorted(set(names.values()))]
 
 
-def _tokenizer(source, config):
-    """The tokenizer's plain data, or a sentence that says why there is none. Old GPT-2s come without."""
+def _tokenizer(source, config, end_id):
+    """
+    The tokenizer's plain data, or a sentence that says why there is none. Old GPT-2s come without. end_id: what
+    config.json says, which counts if tokenizer_config.json says nothing, as that of GPT-2.
+    """
     try:
         path = _find(source, 'tokenizer.json')
     except UserError as e:
@@ -221,7 +224,7 @@ def _tokenizer(source, config):
     except UserError:
         config = {}
     try:
-        return tokenizer_files.from_hf(tokenizer, config)
+        return tokenizer_files.from_hf(tokenizer, {'eos_token_id': end_id, **config})
     except UserError as e:
         return f'{source}: {e}'
 

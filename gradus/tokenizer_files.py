@@ -161,7 +161,7 @@ def from_hf(tokenizer, config):
         raise UserError(f"unk_token is {show(model['unk_token'])} in tokenizer.json; expected none, or all 256 bytes")
 
     spec = dict(kind='bpe', tokens=tokens, special=sorted(set(special)), start=_start(tokenizer, tokens),
-                end_id=_id_of(config.get('eos_token'), tokens), pattern=_pattern(tokenizer.get('pre_tokenizer')))
+                end_id=_end_id(config, tokens), pattern=_pattern(tokenizer.get('pre_tokenizer')))
     if normalizer := _normalizer(tokenizer.get('normalizer')):
         spec['normalizer'] = normalizer
     if type(config.get('chat_template')) is str:
@@ -182,6 +182,15 @@ def _id_of(token, tokens):
     if isinstance(token, dict):
         token = token.get('content')
     return tokens.index(token) if type(token) is str and token in tokens else None
+
+
+def _end_id(config, tokens):
+    """That of eos_token, else eos_token_id, of which there may be several; None if there is no such token."""
+    i = _id_of(config.get('eos_token'), tokens)
+    if i is None:
+        i = config.get('eos_token_id')
+        i = i[0] if isinstance(i, list) and i else i
+    return i if type(i) is int and 0 <= i < len(tokens) and tokens[i] is not None else None
 
 
 def _normalizer(found):

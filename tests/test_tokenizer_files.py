@@ -98,6 +98,17 @@ SPECS = {
 }
 
 
+@pytest.mark.parametrize('config, end_id', [
+    ({'eos_token': '<|end|>'}, 0), ({'eos_token': '<|user|>', 'eos_token_id': 0}, 1), ({'eos_token_id': 1}, 1),
+    ({'eos_token_id': [1, 0]}, 1), ({'eos_token_id': []}, None), ({'eos_token_id': 10 ** 30}, None),
+    ({'eos_token_id': -1}, None), ({'eos_token_id': 'x'}, None), ({}, None),
+])
+def test_the_end_of_a_text(config, end_id):
+    """GPT-2's tokenizer_config.json says nothing about it, its config.json does."""
+    spec = tokenizer_files.from_hf(json.loads(trained('gpt-2').to_str()), config)
+    assert spec['end_id'] == end_id
+
+
 @pytest.mark.parametrize('kind', SPECS)
 def test_transformers_encodes_and_decodes_as_we_do(kind, tmp_path, request):
     transformers = pytest.importorskip('transformers', reason='the outsider: pip install transformers')
