@@ -32,7 +32,7 @@ from gradus.tokenizer import build_tokenizer
 @dataclass
 class SampleConfig:
     # model
-    init_from: str = 'resume'         # resume (from out_dir), gpt2, gpt2-medium, gpt2-large, gpt2-xl, or a folder
+    init_from: str = 'resume'         # resume (from out_dir), gpt2*, owner/model, a folder, or a .gguf file
     out_dir: str = ''                 # folder of the run; empty: the newest one here
     checkpoint: str = ''              # file in it; empty: best.pt if there is one, else ckpt.pt
     dataset: str = ''                 # folder in data/ whose tokenizer to use, if the checkpoint holds none

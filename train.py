@@ -38,7 +38,7 @@ from model import GPT
 class TrainConfig:
     # files
     out_dir: str = 'out'              # folder of the run: ckpt.pt (last state), best.pt (best weights), log.jsonl
-    init_from: str = 'scratch'        # scratch, resume (from ckpt.pt), auto (resume if possible), gpt2*, or a folder
+    init_from: str = 'scratch'        # scratch, resume (from ckpt.pt), auto (resume if possible), gpt2*, folder, .gguf
     eval_interval: int = 2000         # iterations between evaluations
     eval_iters: int = 200             # batches in an evaluation, always the same ones; 0 = the whole split
     eval_only: bool = False           # evaluate once, write nothing

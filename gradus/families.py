@@ -253,7 +253,9 @@ def from_theirs(family, config, names, read, column, source):
         part = read(tensor.theirs)
         if tuple(part.shape) != tensor.their_shape:
             raise UserError(f'{source}: {tensor.theirs} is {tuple(part.shape)}, expected {tensor.their_shape}')
-        return tensor.ours_from(part)
+        if part.dtype not in FLOATS:
+            raise UserError(f'{source}: {tensor.theirs} is of {part.dtype}; expected floating-point weights')
+        return tensor.ours_from(part).float()
 
     if family.always_bias and not config.bias:        # a model without biases was written with zeros
         biases = [tensor for tensor in tensors if tensor.theirs.endswith('.bias')]

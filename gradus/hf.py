@@ -54,6 +54,8 @@ def load(source):
     found = _read_json(_find(source, 'config.json'), source)
     family, config = _config(found, source)
     names, read = _tensors(safetensors, source)
+    if config.tie_weights:                            # some files hold it nevertheless
+        names = names - {'lm_head.weight'}
     weights = families.from_theirs(family, config, names, read, 1, source)
     return config, weights, _tokenizer(source, config)
 
@@ -94,12 +96,7 @@ def _config(found, source):
         raise UserError(f"{source}: a model of type {show(model_type)}; expected {', '.join(FAMILIES)}")
     family = FAMILIES[model_type]
     found = _flat_rope(found, source)
-    for key, known in KNOWN[model_type].items():
-        if key in found and not any(found[key] is k or type(k) is not bool and found[key] == k for k in known):
-            raise UserError(f'{source}: {key}={show(found[key])} is not supported')
-    layer_types = found.get('layer_types')
-    if layer_types is not None and any(t != 'full_attention' for t in layer_types):
-        raise UserError(f'{source}: layer_types={show(layer_types)} is not supported; expected full_attention')
+    _check_known(found, KNOWN[model_type], source)
 
     # Sizes.
     defaults = {**DEFAULTS[model_type]}
@@ -124,6 +121,17 @@ def _config(found, source):
             raise UserError(f"{source}: attention_bias={more['bias']} but mlp_bias={not more['bias']} is not "
                             'supported; expected both or neither')
     return family, families.config_from(family, sizes, source, **more)
+
+
+def _check_known(found, known, source):
+    """Raise UserError if one of the `known` keys has a value that our GPT does not compute."""
+    for key, values in known.items():
+        value = found.get(key, values[0])
+        if not any(value is v or type(v) is not bool and value == v for v in values):
+            raise UserError(f'{source}: {key}={show(value)} is not supported; expected {show(values[0])}')
+    layer_types = found.get('layer_types')
+    if layer_types is not None and (type(layer_types) is not list or {*map(str, layer_types)} - {'full_attention'}):
+        raise UserError(f'{source}: layer_types={show(layer_types)} is not supported; expected full_attention')
 
 
 def _flat_rope(found, source):
@@ -156,7 +164,7 @@ def _tensors(safetensors, source):
                         raise UserError(f'{source}: two tensors are called {show(full)}')
                     if not name.endswith(('.attn.bias', '.attn.masked_bias', '.rotary_emb.inv_freq')):     # computed
                         where[full] = (path, name)
-        except UserError:
+        except (UserError, MemoryError):
             raise
         except Exception as e:                        # a dozen types for damaged files
             file = os.path.basename(path)
@@ -165,7 +173,7 @@ def _tensors(safetensors, source):
     def read(name):
         path, stored = where[name]
         with safetensors.safe_open(path, 'pt') as f:  # opened again each time: what was mapped is given back
-            return f.get_tensor(stored).float()
+            return f.get_tensor(stored)
     return where.keys(), read
 
 
@@ -176,6 +184,8 @@ def read_safetensors(path):
     try:
         with safetensors.safe_open(path, 'pt') as f:
             metadata, names = f.metadata() or {}, list(f.keys())
+    except MemoryError:
+        raise
     except Exception as e:                            # a dozen types for damaged files
         raise UserError(f'{path}: cannot be read ({type(e).__name__}: {one_line(e, limit=120)})') from e
 

@@ -143,7 +143,7 @@ class BPETokenizer:
         self.spec = spec
         self.n_vocab = len(spec['tokens'])
         self.start = spec['start']
-        self.end_id = spec['end_id']
+        self.end_id = spec.get('end_id')
         self.start_id = (*self.start, self.end_id or 0)[0]
         self.special = {spec['tokens'][i]: i for i in special}
         longest_first = sorted(self.special, key=len, reverse=True)
@@ -274,12 +274,14 @@ def check_bpe(spec):
     named = [token for token in tokens if token is not None]
     need(all(type(t) is str and t for t in named), 'tokens', 'strings that are not empty, or None')
     need(len(set(named)) == len(named), 'tokens', 'different strings')
+
+    def is_id(i):
+        return type(i) is int and 0 <= i < n and tokens[i] is not None
+
     for key in ('special', 'start'):
         ids = spec.get(key)
-        need(type(ids) is list and all(type(i) is int and 0 <= i < n for i in ids), key, f'ids below {n}')
-    need(all(tokens[i] is not None for i in spec['special']), 'special', 'ids of tokens')
-    end_id = spec.get('end_id')
-    need(end_id is None or type(end_id) is int and 0 <= end_id < n, 'end_id', f'an id below {n}, or None')
+        need(type(ids) is list and all(map(is_id, ids)), key, f'ids of tokens, below {n}')
+    need(spec.get('end_id') is None or is_id(spec['end_id']), 'end_id', f'the id of a token, below {n}, or None')
     need(type(spec.get('pattern')) is str, 'pattern', 'a regular expression')
     need(spec.get('normalizer') in (None, 'NFC'), 'normalizer', 'NFC or None')
     need(type(spec.get('chat_template')) in (str, type(None)), 'chat_template', 'a text or None')

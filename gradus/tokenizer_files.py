@@ -94,7 +94,7 @@ def _simplest(spec):
     """Plain data of kind gpt2 if this is GPT-2's tokenizer, else the same."""
     listed = '\n'.join(token or '' for token in spec['tokens'])
     known = hashlib.sha256(listed.encode('utf-8', 'replace')).hexdigest() == GPT2_SHA256
-    same = (spec['special'], spec['start'], spec['pattern'], spec['end_id']) == ([50256], [], GPT2, 50256)
+    same = (spec['special'], spec['start'], spec['pattern'], spec.get('end_id')) == ([50256], [], GPT2, 50256)
     return {'kind': 'gpt2'} if known and same else spec
 
 
@@ -280,9 +280,9 @@ def to_hf(spec, vocab_size):
             special_tokens={tokens[i]: dict(id=tokens[i], ids=[i], tokens=[tokens[i]]) for i in spec['start']},
         )
     config = {}
-    if spec['end_id'] is not None:
-        config['eos_token'] = tokens[spec['end_id']]
-        config['bos_token'] = tokens[spec['start'][0] if spec['start'] else spec['end_id']]
+    if spec.get('end_id') is not None:
+        config['eos_token'] = tokens[spec.get('end_id')]
+        config['bos_token'] = tokens[spec['start'][0] if spec['start'] else spec.get('end_id')]
     if spec.get('chat_template'):
         config['chat_template'] = spec['chat_template']
     return _hf_files(_bpe_model(vocab, _merges(spec)), config=config, **more), []
@@ -337,7 +337,7 @@ def to_gguf(spec, vocab_size):
             notes.append('llama.cpp does not normalize Unicode (NFC) as this tokenizer does')
         tokens = spec['tokens']
         merges = _merges(spec)
-        special, start, end_id = set(spec['special']), spec['start'], spec['end_id']
+        special, start, end_id = set(spec['special']), spec['start'], spec.get('end_id')
 
     types = [UNUSED if t is None else CONTROL if i in special else NORMAL for i, t in enumerate(tokens)]
     tokens = [f'<|unused_{i}|>' if t is None else t for i, t in enumerate(tokens)]

@@ -4,12 +4,13 @@ import json
 import os
 import shutil
 import struct
+import sys
 import warnings
 from dataclasses import asdict, replace
 
 import pytest
 import torch
-from conftest import run_script, sha256_of
+from conftest import limited, run_script, sha256_of
 
 import export
 from gradus import checkpoint, families, gguf_file, hf, pretrained
@@ -157,6 +158,25 @@ def test_shards(tmp_path):
     assert shards[1].name in refused(tmp_path / 'many')
 
 
+def test_a_tied_head_that_is_stored_nevertheless(tmp_path):
+    safetensors = pytest.importorskip('safetensors.torch', reason='it writes the file: pip install safetensors')
+    model = random_model('llama')
+    path = os.path.join(write_hf(model, tmp_path), 'model.safetensors')
+    weights = safetensors.load_file(path)
+    weights['lm_head.weight'] = weights['model.embed_tokens.weight'].clone()
+    safetensors.save_file(weights, path)
+    assert sha256_of(pretrained.build(read_back(str(tmp_path))).state_dict()) == sha256_of(model.state_dict())
+
+
+def test_integers_are_no_weights(tmp_path):
+    safetensors = pytest.importorskip('safetensors.torch', reason='it writes the file: pip install safetensors')
+    path = os.path.join(write_hf(random_model('llama'), tmp_path), 'model.safetensors')
+    weights = safetensors.load_file(path)
+    weights['model.layers.1.mlp.up_proj.weight'] = weights['model.layers.1.mlp.up_proj.weight'].to(torch.int8)
+    safetensors.save_file(weights, path)
+    assert 'up_proj.weight is of torch.int8; expected floating-point weights' in refused(tmp_path)
+
+
 def test_half_precision_is_read_as_float32(tmp_path):
     transformers = pytest.importorskip('transformers', reason='it writes bfloat16: pip install transformers')
     model = random_model('qwen3')
@@ -195,6 +215,8 @@ def test_sizes_that_mean_the_same(tmp_path):
     (dict(hidden_act='gelu'), "hidden_act='gelu' is not supported"),
     (dict(sliding_window=4096), 'sliding_window=4096 is not supported'),
     (dict(layer_types=['sliding_attention']), 'layer_types='),
+    (dict(layer_types=7), 'layer_types=7'),
+    (dict(rope_parameters=7), 'rope_parameters=7'),
     (dict(mlp_bias=True), 'attention_bias=False but mlp_bias=True is not supported'),
     (dict(model_type='mixtral'), "'mixtral'; expected gpt2, llama, qwen3"),
     (dict(quantization_config={'bits': 4}), 'quantization_config='),
@@ -317,6 +339,16 @@ def test_a_failed_export_leaves_nothing(to, run, monkeypatch):
     state['model']['transformer.h.1.mlp.c_proj.weight'][0, 0] = float('nan')
     checkpoint.save('out/best.pt', state)
     with pytest.raises(UserError, match='out/best.pt: '):
+        export.main(export.ExportConfig(to=to, dest='there'))
+    assert sorted(os.listdir('.')) == ['out']
+
+
+@pytest.mark.skipif(sys.platform == 'win32', reason='needs resource limits')
+@pytest.mark.parametrize('to', ['hf', 'gguf', 'safetensors'])
+def test_an_export_on_a_full_disk(to, run):
+    if to == 'gguf':
+        pytest.importorskip('gguf', reason='the format needs it: pip install gguf')
+    with limited('RLIMIT_FSIZE', 20_000), pytest.raises(UserError, match='^there[^\n]*: could not be written '):
         export.main(export.ExportConfig(to=to, dest='there'))
     assert sorted(os.listdir('.')) == ['out']
 

@@ -9,9 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from gradus.errors import UserError
-from gradus.tokenizer import build_tokenizer
-
 hypothesis = pytest.importorskip('hypothesis', reason='pip install hypothesis')
 from conftest import flags_of, settings, snapshot
 from hypothesis import HealthCheck, given
@@ -20,7 +17,9 @@ from hypothesis import strategies as st
 
 import sample
 import train
-from gradus import checkpoint, configurator, data, hf, metadata, pretrained
+from gradus import checkpoint, configurator, data, gguf_file, hf, metadata, pretrained, tokenizer_files
+from gradus.errors import UserError
+from gradus.tokenizer import build_tokenizer
 from model import GPT, GPTConfig
 
 FEW = limits(max_examples=40, deadline=None, database=None, suppress_health_check=list(HealthCheck))
@@ -272,6 +271,46 @@ def test_any_value_anywhere_in_config_json(run, draws):
     assert outcome(train.main, train.TrainConfig, flags) == 0
     write_changed('theirs/config.json', config, draws)
     assert outcome(train.main, train.TrainConfig, flags) in (0, 2)
+
+
+@MANY
+@given(st.data())
+def test_any_value_anywhere_in_a_tokenizer(run, draws):
+    """tokenizer.json as it is read, and the plain data that travels in checkpoints."""
+    spec = dict(kind='bpe', tokens=['a', 'b', 'ab', 'aba', '<|x|>'], special=[4], start=[4], end_id=4, pattern=r'\S+')
+    files, _ = tokenizer_files.to_hf(spec, 5)
+    assert tokenizer_files.from_hf(json.loads(files['tokenizer.json']), {'eos_token': '<|x|>'}) == spec
+    write_changed('changed.json', json.loads(files['tokenizer.json']), draws)
+    with open('changed.json', encoding='utf-8') as f:
+        changed_file = json.load(f)
+    write_changed('changed.json', spec, draws)
+    with open('changed.json', encoding='utf-8') as f:
+        changed_spec = json.load(f)
+    for make in (lambda: tokenizer_files.from_hf(changed_file, {}), lambda: changed_spec):
+        try:
+            tokenizer = build_tokenizer(make())
+            tokenizer.decode(tokenizer.encode('abab<|x|> a'))
+        except UserError as e:
+            assert '\n' not in str(e)
+
+
+@MANY
+@given(st.lists(st.tuples(st.integers(0, 4000), st.integers(0, 255)), min_size=1, max_size=4))
+def test_any_bytes_in_a_gguf(run, changes):
+    """In its header, where counts and sizes are."""
+    pytest.importorskip('gguf', reason='the format needs it: pip install gguf')
+    model = GPT(GPTConfig(block_size=16, vocab_size=10, n_layer=1, n_head=2, n_embd=8, mlp='gelu_tanh'))
+    spec = {'kind': 'char', 'chars': list('abcdefghij')}
+    gguf_file.write('m.gguf', model.config, model.state_dict(), spec, 'test')
+    content = bytearray(open('m.gguf', 'rb').read())
+    for at, value in changes:
+        content[at % 2000] = value
+    with open('m.gguf', 'wb') as f:
+        f.write(content)
+    try:
+        pretrained.build(pretrained.load('m.gguf'))
+    except UserError as e:
+        assert '\n' not in str(e)
 
 
 @FEW
