@@ -247,7 +247,9 @@ def _find(source, name):
     try:
         return hf_hub_download(repo, name)
     except Exception as e:                            # the hub's own errors and those of the network
-        kind = NotOnHub if type(e).__name__ == 'EntryNotFoundError' else UserError
+        kinds = {cls.__name__ for cls in type(e).__mro__}
+        absent = 'EntryNotFoundError' in kinds and 'LocalEntryNotFoundError' not in kinds     # Local: no network
+        kind = NotOnHub if absent else UserError
         raise kind(f'{source}: {name} is not in the cache and could not be downloaded ({type(e).__name__}); '
                    'give a folder with config.json and model.safetensors') from e
 

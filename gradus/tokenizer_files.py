@@ -25,7 +25,7 @@ PATTERNS = {
 }
 ALIASES = {'gpt2': 'gpt-2', 'llama3': 'llama-bpe', 'llama-v3': 'llama-bpe', 'default': 'gpt-2'}
 WHOLE = r'[\s\S]+'                                    # a text is one piece
-LONGEST = 2048                                        # bytes of a token whose merges are searched
+MAX_EFFORT = 10 ** 8                                  # sum of squared lengths of tokens whose merges are searched
 FUSE = {'type': 'Fuse'}                               # the decoder of kind char
 GPT2_SHA256 = 'e35a33a0b2250c932ffdafc4c3a3552aef0cc7af7a11e9ebfddf1d2a6517371f'    # of GPT-2's tokens, one a line
 NEVER = ['\xff', '\xfe']                              # letters of bytes that no UTF-8 text has
@@ -38,11 +38,11 @@ def merges_of(tokens):
     The pairs whose merge makes each of `tokens`, byte strings in the order of learning: what is left of a token when
     all earlier merges are done. Raises UserError if that is not a pair.
     """
+    if sum(len(token) ** 2 for token in tokens) > MAX_EFFORT:
+        raise UserError(f'{len(tokens):,} tokens of up to {max(map(len, tokens)):,} bytes; expected shorter ones')
     ranks = {token: rank for rank, token in enumerate(tokens)}
     merges = []
     for rank, token in enumerate(tokens):
-        if len(token) > LONGEST:
-            raise UserError(f'token {show(token)} has {len(token):,} bytes; expected at most {LONGEST:,}')
         parts = [token[i:i + 1] for i in range(len(token))]
         while len(parts) > 2:
             found = [ranks.get(a + b, rank) for a, b in zip(parts, parts[1:])]

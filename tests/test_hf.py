@@ -125,6 +125,26 @@ def test_the_hubs_own_file(name, asked, tmp_path, monkeypatch):
     assert calls == [(asked, 'config.json'), (asked, 'model.safetensors'), (asked, 'tokenizer.json')]
 
 
+def test_shards_on_the_hub(tmp_path, monkeypatch):
+    """A model of several shards has no model.safetensors, which the Hub tells by an error of its own."""
+    errors = pytest.importorskip('huggingface_hub.errors', reason='its errors: pip install huggingface_hub')
+    theirs = hf_gpt2(tmp_path)
+    theirs.save_pretrained(tmp_path / 'many', max_shard_size='5KB')
+    assert not (tmp_path / 'many' / 'model.safetensors').exists()
+
+    class Absent(errors.EntryNotFoundError):
+        def __init__(self):
+            pass
+
+    def hf_hub_download(repo_id, filename):
+        if not (tmp_path / 'many' / filename).exists():
+            raise Absent
+        return str(tmp_path / 'many' / filename)
+
+    monkeypatch.setitem(sys.modules, 'huggingface_hub', SimpleNamespace(hf_hub_download=hf_hub_download))
+    assert_same(theirs, 'some/one')
+
+
 def test_tied_weights_stay_one_matrix(tmp_path):
     model = assert_same(hf_gpt2(tmp_path), tmp_path)
     assert model.transformer.wte.weight is model.lm_head.weight
