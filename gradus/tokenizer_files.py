@@ -48,7 +48,7 @@ def merges_of(tokens):
             found = [ranks.get(a + b, rank) for a, b in zip(parts, parts[1:])]
             first = min(found)
             if first >= rank:
-                raise UserError(f'token {show(token)} cannot be made by merging two others')
+                raise UserError(f'token {show(bytes_to_letters(token))} cannot be made by merging two others')
             i = found.index(first)
             parts[i:i + 2] = [parts[i] + parts[i + 1]]
         if len(parts) == 2:
