@@ -23,7 +23,7 @@ PATTERNS = {
     'llama-bpe': MODERN.replace('DIGITS', r'\p{N}{1,3}'),
     'qwen2': MODERN.replace('DIGITS', r'\p{N}'),
 }
-ALIASES = {'gpt2': 'gpt-2', 'llama3': 'llama-bpe', 'llama-v3': 'llama-bpe', 'default': 'gpt-2'}
+ALIASES = {'gpt2': 'gpt-2', 'llama3': 'llama-bpe', 'llama-v3': 'llama-bpe'}
 WHOLE = r'[\s\S]+'                                    # a text is one piece
 MAX_EFFORT = 10 ** 8                                  # sum of squared lengths of tokens whose merges are searched
 FUSE = {'type': 'Fuse'}                               # the decoder of kind char
