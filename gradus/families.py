@@ -147,6 +147,8 @@ def config_from(family, values, source, **more):
     names = {effective: field for field, effective in AUTOMATIC.items()}
     for field, value in values.items():
         settings[names.get(field, field)] = value
+        if value == 0:                                # which would mean automatic here
+            raise UserError(f'{source}: {names.get(field, field)}=0: expected a positive number')
     fixed = {field: options[0] for field, options in family.needs.items()}
     try:
         return simplified(GPTConfig(**{**fixed, **settings, **more}))

@@ -29,9 +29,9 @@ DTYPES = ('f32', 'f16', 'q8_0')
 NO_BIAS = 'gradus.no_bias'                            # a key of ours: the biases are zeros because there are none
 
 # Keys below the architecture's name that change nothing about what we compute, beside those in the family's table.
-HARMLESS = ('attention.value_length', 'rope.dimension_count', 'attention.causal', 'tensor_data_layout')
-OFF = {'rope.scaling.type': ('none', ''), 'attention.sliding_window': (0,), 'expert_count': (0,),
-       'expert_used_count': (0,)}
+HARMLESS = ('attention.value_length', 'rope.dimension_count', 'tensor_data_layout')
+OFF = {'rope.scaling.type': ('none', ''), 'attention.sliding_window': (0,), 'attention.causal': (True,),
+       'expert_count': (0,), 'expert_used_count': (0,)}
 
 
 def _package(what):
@@ -142,7 +142,7 @@ def _stored(gguf, path, name, dims, kind, offset, data, size):
         block, n_bytes = gguf.GGML_QUANT_SIZES[kind]
     except (ValueError, KeyError) as e:
         raise UserError(f'{path}: {show(name)} is of type {show(kind)}, which the package gguf does not know') from e
-    if not dims or dims[0] % block:
+    if not dims or not all(dims) or dims[0] % block:
         raise UserError(f'{path}: {show(name)} has the shape {dims}; expected rows of {block} numbers or multiples')
     length = prod(dims) // block * n_bytes
     if data + offset + length > size:
@@ -166,7 +166,8 @@ def load(path):
             f.seek(tensor.start)
             raw = np.frombuffer(f.read(tensor.size), np.uint8)
         try:
-            numbers = gguf.dequantize(raw.reshape(prod(tensor.shape[:-1]), -1), tensor.kind)
+            with np.errstate(all='ignore'):           # of NaN and infinity: Weights refuses them
+                numbers = gguf.dequantize(raw.reshape(prod(tensor.shape[:-1]), -1), tensor.kind)
         except NotImplementedError as e:
             raise UserError(f'{path}: {show(name)} is {tensor.kind.name}: {one_line(e)}') from e
         return torch.from_numpy(numbers.reshape(tensor.shape).astype(np.float32))

@@ -22,17 +22,19 @@ from gradus.files import atomic_write, require_file
 
 FILES = ('config.json', 'model.safetensors')
 INDEX = 'model.safetensors.index.json'                # which shard holds which tensor
-ACTIVATION = {'gelu': 'gelu', 'gelu_new': 'gelu_tanh', 'gelu_pytorch_tanh': 'gelu_tanh', 'relu': 'relu'}
+ACTIVATION = {'gelu': 'gelu', 'gelu_new': 'gelu_tanh', 'gelu_pytorch_tanh': 'gelu_tanh', 'gelu_fast': 'gelu_tanh',
+              'relu': 'relu'}
 DTYPES = {torch.float64: 'F64', torch.float32: 'F32', torch.float16: 'F16', torch.bfloat16: 'BF16'}
 
 # What config.json may say beside sizes: the values that our GPT computes. A key that is missing has the first one.
+ALL = dict(quantization_config=(None,), is_causal=(True,))
+ROTARY = dict(ALL, hidden_act=('silu',), rope_scaling=(None, {'rope_type': 'default'}, {'type': 'default'}),
+              partial_rotary_factor=(None, 1, 1.0))
 KNOWN = {
-    'gpt2': dict(activation_function=('gelu_new', 'gelu', 'gelu_pytorch_tanh', 'relu'), scale_attn_weights=(True,),
+    'gpt2': dict(ALL, activation_function=('gelu_new', *ACTIVATION), scale_attn_weights=(True,),
                  scale_attn_by_inverse_layer_idx=(False,), add_cross_attention=(False, None)),
-    'llama': dict(hidden_act=('silu',), rope_scaling=(None,), attention_bias=(False, True), mlp_bias=(False, True),
-                  sliding_window=(None,), partial_rotary_factor=(None, 1, 1.0), quantization_config=(None,)),
-    'qwen3': dict(hidden_act=('silu',), rope_scaling=(None,), attention_bias=(False,),
-                  use_sliding_window=(False, None), partial_rotary_factor=(None, 1, 1.0), quantization_config=(None,)),
+    'llama': dict(ROTARY, attention_bias=(False, True), mlp_bias=(False, True), sliding_window=(None,)),
+    'qwen3': dict(ROTARY, attention_bias=(False,), use_sliding_window=(False, None)),
 }
 # What transformers assumes for a size that is missing or null; all others must be there.
 DEFAULTS = {
@@ -139,8 +141,10 @@ def _flat_rope(found, source):
     rope = found.get('rope_parameters')
     if rope is None:
         return found
-    if not isinstance(rope, dict) or rope.get('rope_type', 'default') != 'default':
-        raise UserError(f'{source}: rope_parameters={show(rope)} is not supported; expected the rope_type default')
+    known = isinstance(rope, dict) and rope.keys() <= {'rope_type', 'type', 'rope_theta', 'partial_rotary_factor'}
+    if not known or any(rope.get(key, 'default') != 'default' for key in ('rope_type', 'type')):
+        raise UserError(f'{source}: rope_parameters={show(rope)} is not supported; expected the rope_type default and '
+                        'rope_theta')
     return {**found, **{key: rope[key] for key in ('rope_theta', 'partial_rotary_factor') if key in rope}}
 
 

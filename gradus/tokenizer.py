@@ -191,7 +191,8 @@ class BPETokenizer:
         """Bytes that the vocabulary lacks are left out before their neighbours are merged, as in transformers."""
         import regex  # tiktoken needs it too
         ids = []
-        for piece in regex.finditer(self.spec['pattern'], text):
+        seconds = 10 + len(text) / 1e4                # a hostile pattern would take forever
+        for piece in regex.finditer(self.spec['pattern'], text, timeout=seconds):
             left = piece.group().encode('utf-8', 'replace').translate(None, bytes(self.missing))
             if left:
                 ids += self.bpe._encode_single_piece(left)
@@ -286,6 +287,8 @@ def check_bpe(spec):
     need(spec.get('normalizer') in (None, 'NFC'), 'normalizer', 'NFC or None')
     need(type(spec.get('chat_template')) in (str, type(None)), 'chat_template', 'a text or None')
     special = set(spec['special'])
+    for key, texts in (('tokens', named), ('chat_template', [spec.get('chat_template') or ''])):
+        need(not any(re.search('[\ud800-\udfff]', text) for text in texts), key, 'whole characters, no surrogates')
     for i, token in enumerate(tokens):
         if token is not None and i not in special and not all(letter in BYTE_OF for letter in token):
             raise UserError(f'tokenizer of kind bpe: token {i} is {show(token)}; expected letters that stand for bytes')

@@ -217,6 +217,12 @@ def test_sizes_that_mean_the_same(tmp_path):
     (dict(layer_types=['sliding_attention']), 'layer_types='),
     (dict(layer_types=7), 'layer_types=7'),
     (dict(rope_parameters=7), 'rope_parameters=7'),
+    (dict(rope_parameters={'type': 'linear', 'factor': 4.0, 'rope_theta': 1e4}), 'rope_parameters='),
+    (dict(rope_parameters={'full_attention': {'rope_theta': 7.0}}), 'rope_parameters='),
+    (dict(is_causal=False), 'is_causal=False is not supported'),
+    (dict(rms_norm_eps=0.0), 'norm_eps=0'),
+    (dict(head_dim=0), 'head_dim=0'),
+    (dict(num_key_value_heads=0), 'n_kv_head=0'),
     (dict(mlp_bias=True), 'attention_bias=False but mlp_bias=True is not supported'),
     (dict(model_type='mixtral'), "'mixtral'; expected gpt2, llama, qwen3"),
     (dict(quantization_config={'bits': 4}), 'quantization_config='),
@@ -300,6 +306,26 @@ def test_a_tensor_beyond_the_end(tmp_path):
     name = b'token_embd.weight' + struct.pack('<IQ', 2, 16)
     rewritten(path, name + struct.pack('<Q', 261), name + struct.pack('<Q', 2 ** 50))
     assert 'claims' in refused(path)
+
+
+@pytest.mark.parametrize('dims', [(16, 0), (0, 261), (0, 2 ** 64 - 1)])
+def test_a_tensor_without_numbers(dims, tmp_path):
+    path = tmp_path / 'm.gguf'
+    write_gguf(random_model('llama', tie_weights=False), path)
+    rewritten(path, b'token_embd.weight' + struct.pack('<IQQ', 2, 16, 261),
+              b'token_embd.weight' + struct.pack('<IQQ', 2, *dims))
+    assert "'token_embd.weight' has the shape" in refused(path)
+
+
+def test_numbers_too_large_give_no_warning(tmp_path):
+    path = write_gguf(random_model('llama', n_embd=32), tmp_path / 'm.gguf', dtype='q8_0')
+    _, stored = gguf_file.read_header(path)
+    with open(path, 'r+b') as f:
+        f.seek(stored['token_embd.weight'].start)
+        f.write(struct.pack('<e', float('inf')))
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        assert 'NaN or infinity' in refused(path)
 
 
 # ---------------------------------------------------------------------------- export.py

@@ -304,6 +304,8 @@ def test_a_gguf_vocabulary_that_we_cannot_read(changes, named):
     (dict(pattern='('), "pattern '('"),
     (dict(normalizer='NFKC'), "normalizer is 'NFKC'"),
     (dict(chat_template=[]), 'chat_template is []'),
+    (dict(chat_template='\ud83d'), 'expected whole characters'),
+    (dict(tokens=['a', '\udc00']), 'expected whole characters'),
 ])
 def test_hostile_plain_data(changes, named):
     spec = dict(kind='bpe', tokens=['a', 'b', 'ab'], special=[], start=[], end_id=None, pattern='.+')
