@@ -160,8 +160,15 @@ def config_from(family, values, source, **more):
 
 def shapes(config):
     """{name: shape} of all parameters of a GPT, without making it."""
-    with torch.device('meta'):
-        return {name: tensor.shape for name, tensor in GPT(config).state_dict().items()}
+    with torch.device('meta'):                        # one layer: all are alike, and a file may claim many
+        one = {name: tensor.shape for name, tensor in GPT(replace(config, n_layer=1)).state_dict().items()}
+    layer = [name for name in one if '.h.0.' in name]
+    names = list(one)
+    before, after = names[:names.index(layer[0])], names[names.index(layer[-1]) + 1:]
+    found = {name: one[name] for name in before}
+    for i in range(config.n_layer):
+        found.update({name.replace('.h.0.', f'.h.{i}.'): one[name] for name in layer})
+    return {**found, **{name: one[name] for name in after}}
 
 
 @dataclass

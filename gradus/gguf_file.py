@@ -24,7 +24,8 @@ from gradus.files import atomic_write, require_file
 
 NUMBERS = {0: '<B', 1: '<b', 2: '<H', 3: '<h', 4: '<I', 5: '<i', 6: '<f', 7: '<?', 10: '<Q', 11: '<q', 12: '<d'}
 STRING, ARRAY = 8, 9                                  # the other two types of values
-MAX_HEADER = 2 ** 30                                  # bytes of everything before the weights
+MAX_HEADER = 2 ** 27                                  # bytes of everything before the weights
+MAX_COUNT = 2 ** 22                                   # values in an array, or keys, or tensors
 DTYPES = ('f32', 'f16', 'q8_0')
 NO_BIAS = 'gradus.no_bias'                            # a key of ours: the biases are zeros because there are none
 
@@ -73,12 +74,12 @@ class Header:
     def count(self, smallest):
         """A number of things that take at least `smallest` bytes each."""
         n = self.number('<Q')
-        if n * smallest > self.left:
+        if n > MAX_COUNT or n * smallest > self.left:
             raise UserError(f'{self.source}: truncated or not GGUF: {n:,} values announced, {self.left:,} bytes left')
         return n
 
     def string(self):
-        return self.bytes(self.count(1)).decode('utf-8', errors='replace')
+        return self.bytes(self.number('<Q')).decode('utf-8', errors='replace')
 
     def value(self, kind):
         if kind in NUMBERS:

@@ -55,7 +55,7 @@ def load(source):
     safetensors = _safetensors(f'init_from={source}')
     found = _read_json(_find(source, 'config.json'), source)
     family, config = _config(found, source)
-    names, read = _tensors(safetensors, source)
+    names, read = _tensors(safetensors, family, source)
     if config.tie_weights:                            # some files hold it nevertheless
         names = names - {'lm_head.weight'}
     weights = families.from_theirs(family, config, names, read, 1, source)
@@ -148,8 +148,11 @@ def _flat_rope(found, source):
     return {**found, **{key: rope[key] for key in ('rope_theta', 'partial_rotary_factor') if key in rope}}
 
 
-def _tensors(safetensors, source):
-    """The names of a model's tensors, as GPT2LMHeadModel spells them, and a function that reads one of them."""
+def _tensors(safetensors, family, source):
+    """
+    The names of a model's tensors and a function that reads one of them. A model without head leaves out the prefix.
+    """
+    prefix = 'transformer.' if family.name == 'gpt2' else 'model.'
     if os.path.isdir(source) and not os.path.exists(os.path.join(source, FILES[1])) and \
             os.path.exists(os.path.join(source, INDEX)):
         shards = _shards(_read_json(os.path.join(source, INDEX), source), source)
@@ -163,7 +166,7 @@ def _tensors(safetensors, source):
         try:
             with safetensors.safe_open(path, 'pt') as f:
                 for name in f.keys():
-                    full = name if name.startswith(('transformer.', 'model.', 'lm_head.')) else f'transformer.{name}'
+                    full = name if name.startswith(('transformer.', 'model.', 'lm_head.')) else prefix + name
                     if full in where:
                         raise UserError(f'{source}: two tensors are called {show(full)}')
                     if not name.endswith(('.attn.bias', '.attn.masked_bias', '.rotary_emb.inv_freq')):     # computed
@@ -320,6 +323,6 @@ def write_safetensors(path, shapes, tensors, **metadata):
     text += b' ' * (-len(text) % 8)                   # numbers are aligned
     with atomic_write(path) as f:
         f.write(struct.pack('<Q', len(text)) + text)
-        for name, tensor in tensors:
-            assert tuple(tensor.shape) == tuple(shapes[name]), name
+        for announced, (name, tensor) in zip(shapes, tensors, strict=True):
+            assert announced == name and tuple(tensor.shape) == tuple(shapes[name]), name
             f.write(tensor.detach().float().contiguous().numpy().astype('<f4', copy=False).data)

@@ -7,102 +7,15 @@ Both are read as plain data of kind bpe (see tokenizer.py) if they are byte-leve
     char   BPE without merges in tokenizer.json; in GGUF, whose pieces are bytes, merges build each character
 """
 
-import hashlib
 import json
 
+from gradus.bpe import GPT2, PATTERNS, WHOLE, as_bpe, check_chars, check_merges, merges_in, simplest
 from gradus.errors import UserError, show
-from gradus.tokenizer import BYTE_OF, LETTERS, build_tokenizer, bytes_to_letters, check_spec, letters_to_bytes
+from gradus.tokenizer import BYTE_OF, LETTERS, bytes_to_letters, check_spec, letters_to_bytes
 
-# The patterns that cut a text into pieces, by the name that llama.cpp has for them.
-CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-MODERN = CONTRACTIONS + (r'|[^\r\n\p{L}\p{N}]?\p{L}+|DIGITS| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+')
-PATTERNS = {
-    'gpt-2': GPT2,
-    'smollm': r'\p{N}|' + GPT2.replace(r' ?\p{N}+|', '').replace(r'(?!\S)', r'(?![^\s\p{N}])'),    # digits come first
-    'llama-bpe': MODERN.replace('DIGITS', r'\p{N}{1,3}'),
-    'qwen2': MODERN.replace('DIGITS', r'\p{N}'),
-}
-ALIASES = {'gpt2': 'gpt-2', 'llama3': 'llama-bpe', 'llama-v3': 'llama-bpe'}
-WHOLE = r'[\s\S]+'                                    # a text is one piece
-MAX_EFFORT = 10 ** 8                                  # sum of squared lengths of tokens whose merges are searched
 FUSE = {'type': 'Fuse'}                               # the decoder of kind char
-GPT2_SHA256 = 'e35a33a0b2250c932ffdafc4c3a3552aef0cc7af7a11e9ebfddf1d2a6517371f'    # of GPT-2's tokens, one a line
+ALIASES = {'gpt2': 'gpt-2', 'llama3': 'llama-bpe', 'llama-v3': 'llama-bpe'}
 NEVER = ['\xff', '\xfe']                              # letters of bytes that no UTF-8 text has
-
-
-# ---------------------------------------------------------------------------- merges
-
-def merges_of(tokens):
-    """
-    The pairs whose merge makes each of `tokens`, byte strings in the order of learning: what is left of a token when
-    all earlier merges are done. Raises UserError if that is not a pair.
-    """
-    if sum(len(token) ** 2 for token in tokens) > MAX_EFFORT:
-        raise UserError(f'{len(tokens):,} tokens of up to {max(map(len, tokens)):,} bytes; expected shorter ones')
-    ranks = {token: rank for rank, token in enumerate(tokens)}
-    merges = []
-    for rank, token in enumerate(tokens):
-        parts = [token[i:i + 1] for i in range(len(token))]
-        while len(parts) > 2:
-            found = [ranks.get(a + b, rank) for a, b in zip(parts, parts[1:])]
-            first = min(found)
-            if first >= rank:
-                raise UserError(f'token {show(bytes_to_letters(token))} cannot be made by merging two others')
-            i = found.index(first)
-            parts[i:i + 2] = [parts[i] + parts[i + 1]]
-        if len(parts) == 2:
-            merges.append((bytes_to_letters(parts[0]), bytes_to_letters(parts[1])))
-    return merges
-
-
-def _check_merges(tokens, special, merges):
-    """
-    Raise UserError unless merging by the order of ids, as tiktoken does, is the same as merging by this list of pairs.
-
-    The list must have, in the order of ids, the pair of `merges_of` for each token. It may have more pairs: no other
-    two parts of a token are ever neighbours.
-    """
-    known = {token for i, token in enumerate(tokens) if token is not None and i not in special}
-    for a, b in merges:
-        if not known.issuperset((a, b, a + b)):
-            raise UserError(f'merge {show(a)} {show(b)}: expected two tokens that make a third')
-
-    listed = set(map(tuple, merges))
-    expected = _merges(dict(tokens=tokens, special=special))
-    for a, b in expected:
-        if (a, b) not in listed:
-            raise UserError(f'token {show(a + b)}: expected a merge that makes it of {show(a)} and {show(b)}')
-    needed = set(expected)
-    if [pair for pair in map(tuple, merges) if pair in needed] != expected:
-        raise UserError('merges: expected those that make a token in the order of their ids')
-
-
-def as_bpe(spec):
-    """The plain data of kind bpe that does what a tokenizer of kind byte, gpt2 or bpe does."""
-    if spec['kind'] == 'byte':
-        return dict(kind='bpe', tokens=list(LETTERS), special=[], start=[], end_id=None, pattern=WHOLE)
-    if spec['kind'] == 'gpt2':
-        bpe = build_tokenizer(spec).bpe
-        tokens = [bytes_to_letters(bpe.decode_single_token_bytes(i)) for i in range(bpe.eot_token)]
-        return dict(kind='bpe', tokens=[*tokens, '<|endoftext|>'], special=[bpe.eot_token], start=[],
-                    end_id=bpe.eot_token, pattern=GPT2)
-    return spec
-
-
-def _simplest(spec):
-    """Plain data of kind gpt2 if this is GPT-2's tokenizer, else the same."""
-    listed = '\n'.join(token or '' for token in spec['tokens'])
-    known = hashlib.sha256(listed.encode('utf-8', 'replace')).hexdigest() == GPT2_SHA256
-    same = (spec['special'], spec['start'], spec['pattern'], spec.get('end_id')) == ([50256], [], GPT2, 50256)
-    return {'kind': 'gpt2'} if known and same else spec
-
-
-def _merges(spec):
-    """The pairs of letters that make the tokens of plain data of kind bpe."""
-    special = set(spec['special'])
-    ordinary = [letters_to_bytes(t) for i, t in enumerate(spec['tokens']) if t is not None and i not in special]
-    return merges_of(ordinary)
 
 
 # ---------------------------------------------------------------------------- tokenizer.json
@@ -155,7 +68,7 @@ def from_hf(tokenizer, config):
     if tokenizer.get('decoder') == FUSE and tokenizer.get('pre_tokenizer') is None and not merges and not added:
         spec = dict(kind='char', chars=tokens)
         check_spec(spec)
-        _check_chars(spec)
+        check_chars(spec)
         return spec
     if model.get('unk_token') and not set(vocab).issuperset(LETTERS):
         raise UserError(f"unk_token is {show(model['unk_token'])} in tokenizer.json; expected none, or all 256 bytes")
@@ -167,8 +80,8 @@ def from_hf(tokenizer, config):
     if type(config.get('chat_template')) is str:
         spec['chat_template'] = config['chat_template']
     check_spec(spec)
-    _check_merges(tokens, set(special), merges)
-    return _simplest(spec)
+    check_merges(tokens, set(special), merges)
+    return simplest(spec)
 
 
 def _put(by_id, i, token):
@@ -249,8 +162,10 @@ def _start(tokenizer, tokens):
                             'special tokens before the text')
         for _, value in names[:-1]:
             i = _id_of(value.get('id') if isinstance(value, dict) else None, tokens)
-            if i is None:
-                raise UserError(f'post_processor names {show(value)} in tokenizer.json; expected a token')
+            listed = step.get('special_tokens')
+            said = listed.get(value['id']) if i is not None and isinstance(listed, dict) else None
+            if i is None or not isinstance(said, dict) or said.get('ids') != [i]:
+                raise UserError(f'post_processor names {show(value)} in tokenizer.json; expected a token and its id')
             start.append(i)
     return start
 
@@ -261,7 +176,7 @@ def to_hf(spec, vocab_size):
     express. spec: plain data of any kind. Raises UserError.
     """
     if spec['kind'] == 'char':
-        _check_chars(spec)
+        check_chars(spec)
         model = _bpe_model({c: i for i, c in enumerate(spec['chars'])}, [])
         files = _hf_files(model, decoder=FUSE)
         return files, ['tokenizer.json leaves out characters that the training text does not have']
@@ -294,14 +209,7 @@ def to_hf(spec, vocab_size):
         config['bos_token'] = tokens[spec['start'][0] if spec['start'] else spec.get('end_id')]
     if spec.get('chat_template'):
         config['chat_template'] = spec['chat_template']
-    return _hf_files(_bpe_model(vocab, _merges(spec)), config=config, **more), []
-
-
-def _check_chars(spec):
-    """Raise UserError unless each token of kind char is one character of Unicode."""
-    for c in spec['chars']:
-        if len(c) != 1 or '\ud800' <= c <= '\udfff':
-            raise UserError(f"the tokenizer's {show(c)}: expected one character, which other programs can have")
+    return _hf_files(_bpe_model(vocab, merges_in(spec)), config=config, **more), []
 
 
 def _bpe_model(vocab, merges):
@@ -329,7 +237,7 @@ def to_gguf(spec, vocab_size):
     """
     notes = []
     if spec['kind'] == 'char':
-        _check_chars(spec)
+        check_chars(spec)
         tokens = [bytes_to_letters(c.encode()) for c in spec['chars']]
         merges = _char_merges(tokens)
         special, start, end_id = set(), [], None
@@ -345,7 +253,7 @@ def to_gguf(spec, vocab_size):
                 raise UserError(f"the tokenizer's {what}: expected one that llama.cpp has: {', '.join(PATTERNS)}")
             notes.append('llama.cpp does not normalize Unicode (NFC) as this tokenizer does')
         tokens = spec['tokens']
-        merges = _merges(spec)
+        merges = merges_in(spec)
         special, start, end_id = set(spec['special']), spec['start'], spec.get('end_id')
 
     types = [UNUSED if t is None else CONTROL if i in special else NORMAL for i, t in enumerate(tokens)]
@@ -428,5 +336,5 @@ def from_gguf(fields):
         single = all(len(c) == 1 for c in chars) and [bytes_to_letters(c.encode()) for c in chars] == tokens
         if single and list(map(tuple, merges)) == _char_merges(tokens):
             return dict(kind='char', chars=chars)
-    _check_merges(tokens, set(special), merges)
-    return _simplest(spec)
+    check_merges(tokens, set(special), merges)
+    return simplest(spec)

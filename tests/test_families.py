@@ -2,17 +2,13 @@
 
 import json
 import os
-import shutil
 import struct
-import sys
 import warnings
-from dataclasses import asdict, replace
 
 import pytest
 import torch
-from conftest import limited, run_script, sha256_of
+from conftest import sha256_of
 
-import export
 from gradus import checkpoint, families, gguf_file, hf, pretrained
 from gradus.errors import UserError
 from gradus.tokenizer import build_tokenizer
@@ -166,6 +162,22 @@ def test_a_tied_head_that_is_stored_nevertheless(tmp_path):
     weights['lm_head.weight'] = weights['model.embed_tokens.weight'].clone()
     safetensors.save_file(weights, path)
     assert sha256_of(pretrained.build(read_back(str(tmp_path))).state_dict()) == sha256_of(model.state_dict())
+
+
+@every_kind
+def test_shapes_are_those_of_the_model(kind):
+    model = random_model(kind, n_layer=3)
+    expected = [(name, tensor.shape) for name, tensor in model.state_dict().items()]
+    assert list(families.shapes(model.config).items()) == expected
+
+
+def test_a_model_without_head(tmp_path):
+    transformers = pytest.importorskip('transformers', reason='it writes the file: pip install transformers')
+    model = random_model('qwen3-tied')
+    theirs = transformers.AutoModel.from_pretrained(write_hf(model, tmp_path / 'whole'))
+    theirs.save_pretrained(tmp_path / 'base')
+    read = pretrained.build(read_back(str(tmp_path / 'base')))
+    assert sha256_of(read.state_dict()) == sha256_of(model.state_dict())
 
 
 def test_integers_are_no_weights(tmp_path):
@@ -326,97 +338,3 @@ def test_numbers_too_large_give_no_warning(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         assert 'NaN or infinity' in refused(path)
-
-
-# ---------------------------------------------------------------------------- export.py
-
-@pytest.fixture
-def run(tmp_path, monkeypatch):
-    """A folder with a checkpoint of the llama family, and nothing else."""
-    monkeypatch.chdir(tmp_path)
-    model = random_model('llama')
-    state = dict(model=model.state_dict(), model_args=checkpoint.model_args(model.config), tokenizer=BYTES, iter_num=5,
-                 optimizer={}, config={})
-    checkpoint.save('out/ckpt.pt', state)
-    return model
-
-
-def test_a_destination_is_never_overwritten(run, tmp_path):
-    export.main(export.ExportConfig(to='hf', dest='there'))
-    with open('there/config.json', 'a') as f:
-        f.write('mine')
-    (tmp_path / 'there' / 'notes.txt').write_text('mine')
-    with pytest.raises(UserError, match='^there: exists; give another --dest, or --force'):
-        export.main(export.ExportConfig(to='hf', dest='there'))
-    assert 'mine' in open('there/config.json').read()
-
-    export.main(export.ExportConfig(to='hf', dest='there', force=True))
-    assert 'mine' not in open('there/config.json').read()
-    assert 'notes.txt' in os.listdir('there')
-    assert sorted(os.listdir('.')) == ['out', 'there']
-
-
-@pytest.mark.parametrize('to', ['hf', 'gguf', 'safetensors', 'onnx', 'nanogpt'])
-def test_a_failed_export_leaves_nothing(to, run, monkeypatch):
-    """A weight that is NaN is found when it is read, in the middle of writing."""
-    for name in dict(gguf=['gguf'], onnx=['onnx', 'onnxscript']).get(to, []):
-        pytest.importorskip(name, reason=f'the format needs it: pip install {name}')
-    state = checkpoint.load('out/ckpt.pt')
-    state['model']['transformer.h.1.mlp.c_proj.weight'][0, 0] = float('nan')
-    checkpoint.save('out/best.pt', state)
-    with pytest.raises(UserError, match='out/best.pt: '):
-        export.main(export.ExportConfig(to=to, dest='there'))
-    assert sorted(os.listdir('.')) == ['out']
-
-
-@pytest.mark.skipif(sys.platform == 'win32', reason='needs resource limits')
-@pytest.mark.parametrize('to', ['hf', 'gguf', 'safetensors'])
-def test_an_export_on_a_full_disk(to, run):
-    if to == 'gguf':
-        pytest.importorskip('gguf', reason='the format needs it: pip install gguf')
-    with limited('RLIMIT_FSIZE', 20_000), pytest.raises(UserError, match='^there[^\n]*: could not be written '):
-        export.main(export.ExportConfig(to=to, dest='there'))
-    assert sorted(os.listdir('.')) == ['out']
-
-
-@pytest.mark.parametrize('changes, message', [
-    (dict(to='pdf'), "to='pdf'"),
-    (dict(dtype='q4'), "dtype='q4'"),
-    (dict(to='hf', dtype='f16'), 'dtype=f16: only --to=gguf'),
-    (dict(init_from='gpt2'), 'expected --dest'),
-    (dict(checkpoint='../x.pt'), 'checkpoint=../x.pt'),
-    (dict(to='nanogpt', dest='there'), 'pos=rotary: nanoGPT knows only pos=learned'),
-])
-def test_settings_that_make_no_sense(changes, message, run):
-    with pytest.raises(UserError, match='[^\n]*') as e:
-        export.main(export.ExportConfig(**changes))
-    assert message in str(e.value)
-
-
-@pytest.mark.slow
-def test_the_scripts_on_what_was_exported(run, tmp_path):
-    """sample.py says the same from a checkpoint and from each of our exports."""
-    pytest.importorskip('safetensors', reason='the format of the weights: pip install safetensors')
-    pytest.importorskip('gguf', reason='the format of llama.cpp: pip install gguf')
-
-    def text(*flags):
-        result = run_script('sample.py', *flags, '--num_samples=1', '--max_new_tokens=8', '--device=cpu', '--start=a')
-        assert result.returncode == 0, result.stderr
-        return result.stdout
-
-    expected = text('--out_dir=out')
-    for to in ('hf', 'gguf', 'safetensors'):
-        result = run_script('export.py', '--out_dir=out', f'--to={to}')
-        assert result.returncode == 0, result.stderr
-    for name in ('hf', 'model.gguf', 'model.safetensors'):
-        assert text(f'--init_from=out/{name}') == expected
-    shutil.rmtree('out/hf')
-
-
-def test_more_memory_is_not_needed_than_for_the_model(run):
-    """The built model's tensors are the ones that were read; tied ones are one."""
-    found = pretrained.load_checkpoint('out/ckpt.pt')
-    model = pretrained.build(found)
-    assert model.transformer.wte.weight is model.lm_head.weight
-    assert asdict(model.config) == asdict(replace(found.config, dropout=0.0))
-    assert all(p.requires_grad for p in model.parameters())

@@ -9,8 +9,8 @@ from conftest import REPO
 SCRIPTS = {'train', 'sample', 'mlp_mnist', 'export', 'bench'}
 
 # The modules of gradus/, top first: a module may import those below it.
-LAYERS = ['nanogpt', 'onnx_file', 'pretrained', 'gguf_file', 'hf', 'families', 'tokenizer_files', 'run_folder',
-          'checkpoint', 'log', 'parallel', 'accounting', 'interrupt', 'optim',
+LAYERS = ['nanogpt', 'onnx_file', 'pretrained', 'gguf_file', 'hf', 'families', 'tokenizer_files', 'bpe',
+          'run_folder', 'checkpoint', 'log', 'parallel', 'accounting', 'interrupt', 'optim',
           'evaluation', 'sampling', 'inference', 'digits', 'data', 'preparation', 'metadata', 'tokenizer', 'unpickle',
           'configurator', 'lock', 'files', 'errors']
 

@@ -45,10 +45,10 @@ def a_model(**changes):
     return Pretrained('out/ckpt.pt', config, model.state_dict(), {'kind': 'byte'}, 'a model', iter_num=7), model
 
 
-SLOW = ('others', 'short')
+FAST = ('modern',)
 
 
-@pytest.mark.parametrize('kind', [pytest.param(k, marks=[pytest.mark.slow] if k in SLOW else []) for k in KINDS])
+@pytest.mark.parametrize('kind', [pytest.param(k, marks=[] if k in FAST else [pytest.mark.slow]) for k in KINDS])
 def test_onnxruntime_has_our_logits(kind, onnxruntime, tmp_path):
     found, model = a_model(**KINDS[kind])
     path = str(tmp_path / 'model.onnx')
@@ -77,6 +77,7 @@ onnx_file.write_onnx('model.onnx', pretrained.load('ckpt.pt'))
 """
 
 
+@pytest.mark.slow
 def test_a_command_prints_nothing_and_what_else_is_in_its_file(onnxruntime, tmp_path):
     """Metadata, a tied matrix once, and nothing about this machine."""
     found, model = a_model(vocab_size=5000, n_layer=1)
@@ -100,6 +101,7 @@ def test_a_command_prints_nothing_and_what_else_is_in_its_file(onnxruntime, tmp_
         assert folder.encode() not in content
 
 
+@pytest.mark.slow
 def test_a_failed_write_leaves_the_old_file(onnxruntime, tmp_path, monkeypatch):
     path = tmp_path / 'model.onnx'
     path.write_bytes(b'old')

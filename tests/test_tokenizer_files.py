@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gradus import tokenizer_files
+from gradus import bpe, tokenizer_files
 from gradus.errors import UserError
 from gradus.tokenizer import CharTokenizer, GPT2Tokenizer, build_tokenizer
 
@@ -147,7 +147,7 @@ def test_transformers_encodes_and_decodes_as_we_do(kind, tmp_path, request):
 
 def test_gpt2s_merges_are_those_of_its_file(gpt2):
     """tiktoken keeps ranks only; the file from which it makes them begins with these, and has 50,000."""
-    merges = tokenizer_files._merges(tokenizer_files.as_bpe({'kind': 'gpt2'}))
+    merges = bpe.merges_in(tokenizer_files.as_bpe({'kind': 'gpt2'}))
     assert len(merges) == 50_000
     assert merges[:4] == [('Ġ', 't'), ('Ġ', 'a'), ('h', 'e'), ('i', 'n')]
     assert isinstance(gpt2, GPT2Tokenizer)
