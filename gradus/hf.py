@@ -24,7 +24,6 @@ FILES = ('config.json', 'model.safetensors')
 INDEX = 'model.safetensors.index.json'                # which shard holds which tensor
 ACTIVATION = {'gelu': 'gelu', 'gelu_new': 'gelu_tanh', 'gelu_pytorch_tanh': 'gelu_tanh', 'gelu_fast': 'gelu_tanh',
               'relu': 'relu'}
-DTYPES = {torch.float64: 'F64', torch.float32: 'F32', torch.float16: 'F16', torch.bfloat16: 'BF16'}
 
 # What config.json may say beside sizes: the values that our GPT computes. A key that is missing has the first one.
 ALL = dict(quantization_config=(None,), is_causal=(True,))
