@@ -108,8 +108,8 @@ def atomic_folder(path):
     `path` exists, its files of the same names are replaced, one after the other; others stay. Raises UserError.
     """
     tmp = temporary_name(os.path.normpath(path))
-    make_folder(tmp, 'give another place')
     try:
+        os.mkdir(tmp)
         yield tmp
         sync_folder(tmp)
         if os.path.isdir(path):

@@ -53,6 +53,17 @@ def test_a_failed_export_leaves_nothing(to, run, monkeypatch):
     assert sorted(os.listdir('.')) == ['out']
 
 
+@pytest.mark.parametrize('to', ['hf', 'gguf', 'nanogpt', 'safetensors'])
+def test_a_place_that_is_not_there(to, run):
+    if to == 'nanogpt':
+        model = random_model('gpt2', mlp='gelu')
+        checkpoint.save('out/best.pt', dict(model=model.state_dict(), model_args=checkpoint.model_args(model.config),
+                                            tokenizer={'kind': 'char', 'chars': list('abc')}))
+    with pytest.raises(UserError, match='^no/where[^\n]*: could not be written '):
+        export.main(export.ExportConfig(to=to, dest='no/where'))
+    assert sorted(os.listdir('.')) == ['out']
+
+
 @pytest.mark.skipif(sys.platform == 'win32', reason='needs resource limits')
 @pytest.mark.parametrize('to', ['hf', 'gguf', 'safetensors'])
 def test_an_export_on_a_full_disk(to, run):
