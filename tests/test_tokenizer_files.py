@@ -4,6 +4,8 @@ import json
 import random
 
 import pytest
+
+pytest.importorskip('hypothesis', reason='it draws texts: pip install hypothesis')
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
