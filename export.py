@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from gradus import checkpoint, configurator, gguf_file, hf, nanogpt, onnx_file, pretrained
 from gradus.errors import UserError
 from gradus.files import atomic_folder
-from gradus.tokenizer import build_tokenizer
 
 
 @dataclass
@@ -59,12 +58,9 @@ def write(cfg, found, dest):
         hf.write_safetensors(dest, found.weights.shapes, found.weights.items(), tokenizer=found.tokenizer,
                              model_args=checkpoint.model_args(found.config), iter_num=found.iter_num)
         return []
-    spec = pretrained.find_tokenizer(found, cfg.dataset)
+    tokenizer = pretrained.tokenizer_for(found, cfg.dataset)
+    spec = tokenizer.to_json()
     found = replace(found, tokenizer=spec)
-    tokenizer = build_tokenizer(spec)
-    if tokenizer.n_vocab > found.config.vocab_size:
-        raise UserError(f'{found.source}: a tokenizer of {tokenizer.n_vocab} tokens for a model of '
-                        f'{found.config.vocab_size}; expected the one that it was trained with, --dataset=NAME')
     if cfg.to == 'onnx':
         onnx_file.write_onnx(dest, found)
         return []

@@ -26,7 +26,6 @@ import torch
 from gradus import checkpoint, configurator, data, evaluation, inference, parallel, preparation, pretrained
 from gradus.errors import UserError, on_screen
 from gradus.sampling import Sampler
-from gradus.tokenizer import build_tokenizer
 
 
 @dataclass
@@ -81,10 +80,7 @@ def load_model(cfg):
             found = pretrained.load_newest(cfg.checkpoint)
     else:
         found = pretrained.load(cfg.init_from)
-    tokenizer = build_tokenizer(pretrained.find_tokenizer(found, cfg.dataset))
-    if tokenizer.n_vocab > found.config.vocab_size:
-        raise UserError(f'{found.source}: a tokenizer of {tokenizer.n_vocab} tokens for a model of '
-                        f'{found.config.vocab_size}; expected the one that it was trained with, --dataset=NAME')
+    tokenizer = pretrained.tokenizer_for(found, cfg.dataset)
     return found.about, pretrained.build(found), tokenizer
 
 

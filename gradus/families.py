@@ -267,10 +267,9 @@ def from_theirs(family, config, names, read, column, source):
         return tensor.ours_from(part).float()
 
     if family.always_bias and not config.bias:        # a model without biases was written with zeros
-        biases = [tensor for tensor in tensors if tensor.theirs.endswith('.bias')]
-        if any(rows(tensor).any() for tensor in biases):
+        if any(rows(tensor).any() for tensor in tensors if tensor.theirs.endswith('.bias')):
             raise UserError(f'{source}: bias=False, but its biases are not zero; expected zeros, or no such key')
-        tensors = [tensor for tensor in tensors if tensor not in biases]
+        tensors = [tensor for tensor in tensors if not tensor.theirs.endswith('.bias')]
     parts = {}
     for tensor in tensors:
         parts.setdefault(tensor.ours, []).append(tensor)

@@ -95,7 +95,7 @@ class Header:
             raise UserError(f'{self.source}: an array of type {kind}; expected numbers or strings')
         width = struct.calcsize(NUMBERS[kind])
         n = self.count(width)
-        return list(np.frombuffer(self.bytes(n * width), NUMBERS[kind]).tolist())
+        return np.frombuffer(self.bytes(n * width), NUMBERS[kind]).tolist()
 
 
 def read_header(path):

@@ -5,7 +5,7 @@ Hugging Face's format: a folder with config.json, model.safetensors (or several 
     write_folder(...)       the same for transformers' AutoModelForCausalLM and AutoTokenizer
     write_safetensors(...)  one file of tensors under our own names
 
-Tensors are read and written one after the other. Needs safetensors, and huggingface_hub to download:
+Tensors are read and written one after the other. Reading needs safetensors, and huggingface_hub to download:
 pip install safetensors huggingface_hub
 """
 
@@ -51,10 +51,10 @@ def load(source):
     gpt2-medium, gpt2-large, gpt2-xl, or owner/model). tokenizer: plain data, or a sentence that says why there is none.
     Raises UserError.
     """
-    safetensors = _safetensors(f'init_from={source}')
+    _safetensors(f'init_from={source}')               # before anything is downloaded
     found = _read_json(_find(source, 'config.json'), source)
     family, config = _config(found, source)
-    names, read = _tensors(safetensors, family, source)
+    names, read = _tensors(family, source)
     if config.tie_weights:                            # some files hold it nevertheless
         names = names - {'lm_head.weight'}
     weights = families.from_theirs(family, config, names, read, 1, source)
@@ -147,7 +147,7 @@ def _flat_rope(found, source):
     return {**found, **{key: rope[key] for key in ('rope_theta', 'partial_rotary_factor') if key in rope}}
 
 
-def _tensors(safetensors, family, source):
+def _tensors(family, source):
     """
     The names of a model's tensors and a function that reads one of them. A model without head leaves out the prefix.
     """
@@ -162,29 +162,25 @@ def _tensors(safetensors, family, source):
             shards = _shards(_read_json(_find(source, INDEX), source), source)
     where = {}
     for path in shards:
-        try:
-            with safetensors.safe_open(path, 'pt') as f:
-                for name in f.keys():
-                    full = name if name.startswith(('transformer.', 'model.', 'lm_head.')) else prefix + name
-                    if full in where:
-                        raise UserError(f'{source}: two tensors are called {show(full)}')
-                    if not name.endswith(('.attn.bias', '.attn.masked_bias', '.rotary_emb.inv_freq')):     # computed
-                        where[full] = (path, name)
-        except (UserError, MemoryError):
-            raise
-        except Exception as e:                        # a dozen types for damaged files
-            file = os.path.basename(path)
-            raise UserError(f'{source}: {file} cannot be read ({type(e).__name__}: {one_line(e, limit=120)})') from e
+        _, names, read = read_safetensors(path, f'{source}: {os.path.basename(path)}')
+        for name in names:
+            full = name if name.startswith(('transformer.', 'model.', 'lm_head.')) else prefix + name
+            if full in where:
+                raise UserError(f'{source}: two tensors are called {show(full)}')
+            if not name.endswith(('.attn.bias', '.attn.masked_bias', '.rotary_emb.inv_freq')):             # computed
+                where[full] = (read, name)
 
-    def read(name):
-        path, stored = where[name]
-        with safetensors.safe_open(path, 'pt') as f:  # opened again each time: what was mapped is given back
-            return f.get_tensor(stored)
-    return where.keys(), read
+    def read_one(full):
+        read, name = where[full]
+        return read(name)
+    return where.keys(), read_one
 
 
-def read_safetensors(path):
-    """The metadata of one file, the names of its tensors, and a function that reads one. Raises UserError."""
+def read_safetensors(path, title):
+    """
+    The metadata of one file, the names of its tensors, and a function that reads one. title: what the error message
+    calls it. Raises UserError.
+    """
     require_file(path)
     safetensors = _safetensors(path)
     try:
@@ -193,7 +189,7 @@ def read_safetensors(path):
     except MemoryError:
         raise
     except Exception as e:                            # a dozen types for damaged files
-        raise UserError(f'{path}: cannot be read ({type(e).__name__}: {one_line(e, limit=120)})') from e
+        raise UserError(f'{title} cannot be read ({type(e).__name__}: {one_line(e, limit=120)})') from e
 
     def read(name):
         with safetensors.safe_open(path, 'pt') as f:  # opened again each time: what was mapped is given back

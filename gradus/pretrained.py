@@ -16,7 +16,7 @@ import torch
 from gradus import checkpoint, configurator, gguf_file, hf, metadata
 from gradus.errors import UserError, one_line, show, warn
 from gradus.families import MISFIT, Weights
-from gradus.tokenizer import check_spec
+from gradus.tokenizer import build_tokenizer, check_spec
 from model import GPT, GPTConfig
 
 
@@ -102,7 +102,7 @@ def _from_elsewhere(source, config, weights, tokenizer):
 
 def load_safetensors(path):
     """The model in a file that export.py --to=safetensors wrote. Raises UserError."""
-    metadata, names, read = hf.read_safetensors(path)
+    metadata, names, read = hf.read_safetensors(path, f'{path}:')
     try:
         model_args = json.loads(metadata['model_args'])
         tokenizer = json.loads(metadata.get('tokenizer', 'null'))
@@ -240,6 +240,16 @@ def find_tokenizer(pretrained, dataset=''):
                         'expected --dataset=NAME, a folder in data/ whose meta.pkl or meta.json has '
                         f'{vocab_size} tokens')
     return {'kind': 'gpt2'}
+
+
+def tokenizer_for(pretrained, dataset=''):
+    """The tokenizer that `find_tokenizer` finds, built. Raises UserError if it has more tokens than the model."""
+    tokenizer = build_tokenizer(find_tokenizer(pretrained, dataset))
+    vocab_size = pretrained.config.vocab_size
+    if tokenizer.n_vocab > vocab_size:
+        raise UserError(f'{pretrained.source}: a tokenizer of {tokenizer.n_vocab} tokens for a model of {vocab_size}; '
+                        'expected the one that it was trained with, --dataset=NAME')
+    return tokenizer
 
 
 def _tokenizer_of(folder):
