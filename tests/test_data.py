@@ -175,7 +175,7 @@ def opened(folder='d', block_size=4):
 
 
 def write(ids=(3, 1, 4, 1, 5, 9, 2, 6), tokenizer=None, source='pi'):
-    preparation.write('d', [ids], [ids], tokenizer or ByteTokenizer(), source, '0')
+    preparation.write('d', [('train', ids), ('val', ids)], tokenizer or ByteTokenizer(), source, '0')
 
 
 def test_a_dataset_is_opened(capsys):
