@@ -81,14 +81,15 @@ def download(url, sha256, path, instead=None):
 
 # ---------------------------------------------------------------------------- writing
 
-def write(folder, pieces, tokenizer, source, sha256, **more):
+def write(folder, pieces, tokenizer, source, sha256, index=None):
     """
     Write train.bin, val.bin and meta.json into `folder`. Whenever this is interrupted, the folder holds the dataset
     that it held before, or the new one, or one that is refused as incomplete. Raises UserError.
 
     pieces: (split, ids) in any order of the splits 'train' and 'val', so that one pass over the text can fill both
     files; tokenizer: one of tokenizer.py's; source: what the ids were made from, in words; sha256: of that text, in
-    hexadecimal; more: further entries of meta.json.
+    hexadecimal; index: only for pairs, what train.pairs.bin and val.pairs.bin will hold: {split: a flat list of two
+    numbers for each example}, which grows while the pieces are asked for.
     """
     dtype = dtype_for(tokenizer)
     counts = dict(train=0, val=0)
@@ -98,12 +99,16 @@ def write(folder, pieces, tokenizer, source, sha256, **more):
             ids = np.asarray(ids, dtype=on_disk(dtype))
             counts[split] += ids.size
             yield f'{split}.bin', ids.tobytes()
+        more = {}
+        for split, numbers in (index or {}).items():
+            more[f'{split}_pairs'] = len(numbers) // 2
+            yield f'{split}.pairs.bin', np.asarray(numbers, dtype='<i8').tobytes()
         meta = dict(tokenizer=tokenizer.to_json(), vocab_size=tokenizer.n_vocab, dtype=dtype,
                     train_tokens=counts['train'], val_tokens=counts['val'], source=source, sha256=sha256, **more)
         yield 'meta.json', (json.dumps(meta, indent=1) + '\n').encode()
 
     make_folder(folder, ELSEWHERE)
-    write_files(folder, FILES[:3], contents())
+    write_files(folder, FILES if index else FILES[:3], contents())
     print(f"{printable(folder)}: train has {counts['train']:,} tokens, val has {counts['val']:,} tokens, "
           f'vocabulary {tokenizer.n_vocab:,}')
 

@@ -8,7 +8,10 @@ Four kinds. Each is stored as plain data, {"kind": ...}, in a dataset's meta.jso
     byte   256 ids, the bytes of UTF-8: any text, nothing to learn, nothing unknown
     char   one id for each character of the training text
     gpt2   GPT-2's 50,257 byte-pair tokens, through tiktoken
-    bpe    byte-pair tokens of another model, such as Llama 3 or Qwen3, through tiktoken too
+    bpe    byte-pair tokens learned from the text, or those of a model such as Llama 3 or Qwen3, through tiktoken too
+
+A dataset of pairs adds two keys to any of them: `separator`, the ids that end a prompt, and `end_id`, that of the end
+of a completion.
 """
 
 import re
@@ -19,11 +22,22 @@ import numpy as np
 from gradus.errors import UserError, one_line, show
 
 
-class ByteTokenizer:
-    n_vocab = 256
+class Tokenizer:
+    """What all kinds have."""
+
     start = ()                                        # ids that precede every prompt
+    separator = ()                                    # ids that follow every prompt: only after training on pairs
+    end_id = None                                     # of the token that marks the end of a text; None: there is none
+
+    def to_json(self):
+        """Plain data, from which `build_tokenizer` makes the tokenizer again."""
+        pairs = dict(separator=list(self.separator), end_id=self.end_id) if self.separator else {}
+        return {**self.plain(), **pairs}
+
+
+class ByteTokenizer(Tokenizer):
+    n_vocab = 256
     start_id = 10                                     # what an empty prompt starts from: a newline
-    end_id = None                                     # no token marks the end of a text
 
     def encode(self, text):
         return list(text.encode('utf-8', errors='replace'))
@@ -41,14 +55,11 @@ class ByteTokenizer:
         """How many bytes of UTF-8 each id stands for: (n_vocab,) integers."""
         return np.ones(256, dtype=np.int64)
 
-    def to_json(self):
+    def plain(self):
         return {'kind': 'byte'}
 
 
-class CharTokenizer:
-    start = ()
-    end_id = None
-
+class CharTokenizer(Tokenizer):
     def __init__(self, chars):
         """`chars`: the characters in the order of their ids, as a string or a list."""
         self.chars = list(chars)
@@ -83,13 +94,12 @@ class CharTokenizer:
     def byte_lengths(self):
         return np.array([len(c.encode('utf-8', errors='replace')) for c in self.chars], dtype=np.int64)
 
-    def to_json(self):
+    def plain(self):
         return {'kind': 'char', 'chars': self.chars}
 
 
-class GPT2Tokenizer:
+class GPT2Tokenizer(Tokenizer):
     n_vocab = 50257
-    start = ()
 
     def __init__(self):
         """Raises UserError if tiktoken or its files are missing."""
@@ -121,11 +131,11 @@ class GPT2Tokenizer:
         lengths = [len(self.bpe.decode_single_token_bytes(i)) for i in range(self.n_vocab)]
         return np.array(lengths, dtype=np.int64)
 
-    def to_json(self):
+    def plain(self):
         return {'kind': 'gpt2'}
 
 
-class BPETokenizer:
+class BPETokenizer(Tokenizer):
     """
     Byte-pair encoding: a text is cut into pieces by a pattern; in each piece, the two neighbours that make the token
     learned first are merged, again and again. Sennrich et al. 2016, on bytes as in GPT-2.
@@ -207,7 +217,7 @@ class BPETokenizer:
     def byte_lengths(self):
         return np.array([len(b) for b in self.bytes], dtype=np.int64)
 
-    def to_json(self):
+    def plain(self):
         return self.spec
 
 
@@ -244,11 +254,25 @@ def check_spec(spec):
     if type(kind) is not str or kind not in ('byte', 'char', 'gpt2', 'bpe'):
         raise UserError(f'tokenizer {show(spec)}: expected a kind among byte, char, gpt2, bpe')
     if kind == 'bpe':
-        return check_bpe(spec)
-    if kind != 'char':
-        return ByteTokenizer.n_vocab if kind == 'byte' else GPT2Tokenizer.n_vocab
+        n_vocab = check_bpe(spec)
+    elif kind == 'char':
+        n_vocab = check_chars(spec.get('chars'))
+    else:
+        n_vocab = ByteTokenizer.n_vocab if kind == 'byte' else GPT2Tokenizer.n_vocab
 
-    chars = spec.get('chars')
+    def is_id(i):
+        return type(i) is int and 0 <= i < n_vocab
+
+    separator, end_id = spec.get('separator'), spec.get('end_id')
+    if separator is not None and not (type(separator) is list and separator and all(map(is_id, separator))):
+        raise UserError(f'tokenizer of kind {kind}: separator is {show(separator)}; expected ids below {n_vocab}')
+    if end_id is not None and not is_id(end_id):
+        raise UserError(f'tokenizer of kind {kind}: end_id is {show(end_id)}; expected an id below {n_vocab}')
+    return n_vocab
+
+
+def check_chars(chars):
+    """How many tokens a tokenizer of kind char has. Raises UserError."""
     strings = type(chars) is list and chars and all(type(c) is str and c for c in chars)
     if not strings or len(set(chars)) != len(chars):
         raise UserError(f'tokenizer of kind char with chars {show(chars)}: expected a list of different strings')
@@ -299,9 +323,14 @@ def build_tokenizer(spec):
     """The tokenizer that `to_json` described. Raises UserError if `spec` is not such a description."""
     check_spec(spec)
     if spec['kind'] == 'byte':
-        return ByteTokenizer()
-    if spec['kind'] == 'gpt2':
-        return GPT2Tokenizer()
-    if spec['kind'] == 'bpe':
-        return BPETokenizer(spec)
-    return CharTokenizer(spec['chars'])
+        tokenizer = ByteTokenizer()
+    elif spec['kind'] == 'gpt2':
+        tokenizer = GPT2Tokenizer()
+    elif spec['kind'] == 'bpe':
+        tokenizer = BPETokenizer(spec)
+    else:
+        tokenizer = CharTokenizer(spec['chars'])
+    if spec.get('separator'):
+        tokenizer.separator = spec['separator']
+        tokenizer.end_id = spec.get('end_id', tokenizer.end_id)
+    return tokenizer
