@@ -36,10 +36,10 @@ def write_text(folder, files, kind, source=None, field='text', val_fraction=0.1,
     """
     def read(verb):
         """All pieces of all documents once more, with a progress bar."""
-        with tqdm(total=documents.total_bytes(files), unit='B', unit_scale=True, desc=verb, disable=None,
-                  leave=False) as bar:
+        with tqdm(total=n_bytes, unit='B', unit_scale=True, desc=verb, disable=None, leave=False) as bar:
             yield from documents.read(files, field, bar.update)
 
+    n_bytes = documents.total_bytes(files)
     if not 0 < val_fraction < 1:
         raise UserError(f'val_fraction={val_fraction}: expected a number between 0 and 1')
     if kind == 'bpe':
