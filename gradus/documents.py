@@ -126,6 +126,7 @@ def _reading(path):
 def _text(path, file):
     decoder = codecs.getincrementaldecoder('utf-8')()
     offset = 0                                        # of the next block
+    started = False
     while True:
         block = file.read(BLOCK)
         pending = len(decoder.getstate()[0])          # the first bytes of a character that continues in this block
@@ -133,7 +134,10 @@ def _text(path, file):
             text = decoder.decode(block, final=not block)
         except UnicodeDecodeError as e:
             raise _not_utf8(path, offset - pending + e.start) from e
-        yield offset == 0, text.removeprefix(BOM) if offset == 0 else text
+        if text and not started:
+            text = text.removeprefix(BOM)
+            started = True
+        yield offset == 0, text
         if not block:
             return
         offset += len(block)
