@@ -8,10 +8,9 @@ An example is the tokens of prompt, separator, completion and end of text; data.
 needed here.
 """
 
-import gzip
 import json
 
-from gradus import preparation
+from gradus import bpe, documents, preparation
 from gradus.errors import UserError, show
 from gradus.tokenizer import CharTokenizer, build_tokenizer
 
@@ -27,16 +26,9 @@ SPECIAL = ('<|endoftext|>', '<|separator|>')
 def read(paths):
     """(prompt, completion) of each line of .tsv or .jsonl files, gzipped or not. Raises UserError."""
     for path in paths:
-        is_json = path.removesuffix('.gz').endswith('.jsonl')
-        for number, line in enumerate(_lines(path), start=1):
-            if line.strip():
-                yield (_from_json if is_json else _from_tsv)(line, f'{path}: line {number}')
-
-
-def _lines(path):
-    with (gzip.open if path.endswith('.gz') else open)(path, 'rt', encoding='utf-8') as f:
-        for line in f:
-            yield line.rstrip('\n')
+        is_json = path.lower().removesuffix('.gz').endswith('.jsonl')
+        for where, line in documents.lines(path):
+            yield (_from_json if is_json else _from_tsv)(line, where)
 
 
 def _from_tsv(line, where):
@@ -89,7 +81,6 @@ def tokenizer_for(kind, texts, vocab_size=4096, separator=None):
         tokenizer = build_tokenizer({'kind': 'byte', 'separator': [SEPARATOR_BYTE], 'end_id': END_BYTE})
         own = None
     elif kind == 'bpe':
-        from gradus import bpe
         tokenizer = build_tokenizer(bpe.train(texts, vocab_size, SPECIAL))
         own = SPECIAL[1]
     else:

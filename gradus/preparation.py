@@ -22,7 +22,6 @@ import numpy as np
 from gradus.errors import UserError, one_line, printable
 from gradus.files import DISK_FULL, WriteError, make_folder, require_file, sync_folder, temporary_name
 from gradus.lock import Lock
-from gradus.tokenizer import CharTokenizer, build_tokenizer
 
 FILES = ('train.bin', 'val.bin', 'meta.json', 'train.pairs.bin', 'val.pairs.bin')    # all that a dataset may have
 ELSEWHERE = 'choose another folder with --out'
@@ -238,30 +237,6 @@ def _runs(pid):
     except (OSError, OverflowError):                  # not ours
         pass
     return True
-
-
-def write_text(folder, paths, kind):
-    """
-    Make a dataset of UTF-8 text files, one after the other; the last tenth of the text becomes val.bin. kind: that of
-    the tokenizer (char, byte, gpt2), or its plain data. Raises UserError.
-    """
-    text = '\n'.join(read_text(path) for path in paths)
-    if len(text) < 100:
-        raise UserError(f'{", ".join(paths)}: {len(text)} characters; expected at least 100 characters to train on')
-    if kind == 'char':
-        tokenizer = CharTokenizer.from_text(text)
-    else:
-        tokenizer = build_tokenizer(kind if isinstance(kind, dict) else {'kind': kind})
-    cut = int(len(text) * 0.9)
-    train = tokenizer.encode_ordinary(text[:cut])
-    val = tokenizer.encode_ordinary(text[cut:])
-    sha256 = hashlib.sha256(text.encode()).hexdigest()
-    write(folder, [('train', train), ('val', val)], tokenizer, source=source_of(paths), sha256=sha256)
-
-
-def source_of(paths):
-    """What meta.json says about a dataset made of the files `paths`."""
-    return ', '.join(paths)
 
 
 # ---------------------------------------------------------------------------- automatic preparation

@@ -1,7 +1,7 @@
 """
 Text to numbers and back.
 
-    encode('Hi') -> [72, 105]        decode([72, 105]) -> 'Hi'
+    encode('Hi') -> [72, 105]        decode([72, 105]) -> 'Hi'        encode_array('Hi') -> np.array([72, 105])
 
 Four kinds. Each is stored as plain data, {"kind": ...}, in a dataset's meta.json and inside checkpoints:
 
@@ -16,6 +16,7 @@ of a completion.
 
 import re
 import unicodedata
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -44,6 +45,10 @@ class ByteTokenizer(Tokenizer):
 
     encode_ordinary = encode
 
+    def encode_array(self, text):
+        """`encode_ordinary` for large texts: an array of ids."""
+        return np.frombuffer(text.encode('utf-8', errors='replace'), dtype=np.uint8)
+
     def decode(self, ids):
         return bytes(ids).decode('utf-8', errors='replace')
 
@@ -66,6 +71,7 @@ class CharTokenizer(Tokenizer):
         self.ids = {c: i for i, c in enumerate(self.chars)}
         self.n_vocab = len(self.chars)
         self.start_id = self.ids.get('\n', 0)
+        self.table = None                             # the ids by code point, for `encode_array`
 
     @classmethod
     def from_text(cls, text):
@@ -81,9 +87,23 @@ class CharTokenizer(Tokenizer):
         at = text.index(unknown)
         context = text[max(0, at - 10):at + 10]
         raise UserError(f'character {show(unknown)} at position {at} of the text {show(context)}: expected one of the '
-                        f'{self.n_vocab} characters of the training text; leave it out or replace it')
+                        f'{self.n_vocab} characters of the training text; leave it out or replace it, or train on a '
+                        'dataset of data/prepare.py --tokenizer=byte, which knows all characters')
 
     encode_ordinary = encode
+
+    def encode_array(self, text):
+        """`encode_ordinary` for large texts: an array of ids. Raises UserError, too."""
+        if self.table is None:
+            table = np.full(0x110000, -1, dtype=np.int32)
+            for c, i in self.ids.items():
+                if len(c) == 1:
+                    table[ord(c)] = i
+            self.table = table
+        ids = self.table[np.frombuffer(text.encode('utf-32-le', 'surrogatepass'), dtype='<u4')]
+        if ids.size and ids.min() < 0:
+            self.encode(text)                         # finds out which character it is
+        return ids
 
     def decode(self, ids):
         return ''.join(self.chars[i] for i in ids)
@@ -120,6 +140,10 @@ class GPT2Tokenizer(Tokenizer):
     def encode_ordinary(self, text):
         """For training text: <|endoftext|> is text like any other."""
         return self.bpe.encode_ordinary(text)
+
+    def encode_array(self, text):
+        """`encode_ordinary` for large texts: an array of ids. Other threads can work meanwhile."""
+        return encode_to_array(self.bpe, text)
 
     def decode(self, ids):
         return self.bpe.decode(ids)
@@ -185,17 +209,34 @@ class BPETokenizer(Tokenizer):
 
     def encode_ordinary(self, text):
         """For training text: special tokens are text like any other."""
-        if self.spec.get('normalizer'):
-            text = unicodedata.normalize(self.spec['normalizer'], text)
-        try:
+        text = self._normalized(text)
+        with self._naming_the_pattern(text):
             if not self.missing.isdisjoint(text.encode('utf-8', 'replace')):
                 return self._encode_without_missing(text)
             return self.bpe.encode_ordinary(text)
+
+    def _normalized(self, text):
+        if self.spec.get('normalizer'):
+            return unicodedata.normalize(self.spec['normalizer'], text)
+        return text
+
+    @contextmanager
+    def _naming_the_pattern(self, text):
+        """Whatever goes wrong inside becomes a UserError about the pattern."""
+        try:
+            yield
         except BaseException as e:                    # a pattern that gives up is a PanicException
             if isinstance(e, Exception) or type(e).__name__ == 'PanicException':
                 raise UserError(f"tokenizer of kind bpe with pattern {show(self.spec['pattern'])}: it fails on a text "
                                 f'of {len(text):,} characters; use another tokenizer') from e
             raise
+
+    def encode_array(self, text):
+        """`encode_ordinary` for large texts: an array of ids. Other threads can work meanwhile."""
+        if self.missing:
+            return np.array(self.encode_ordinary(text), dtype=np.uint32)
+        with self._naming_the_pattern(text):
+            return encode_to_array(self.bpe, self._normalized(text))
 
     def _encode_without_missing(self, text):
         """Bytes that the vocabulary lacks are left out before their neighbours are merged, as in transformers."""
@@ -219,6 +260,14 @@ class BPETokenizer(Tokenizer):
 
     def plain(self):
         return self.spec
+
+
+def encode_to_array(bpe, text):
+    """The ids of a text in an encoding of tiktoken, whose special tokens are text like any other here."""
+    try:
+        return bpe.encode_to_numpy(text, disallowed_special=())
+    except UnicodeEncodeError:                        # half a character
+        return np.array(bpe.encode_ordinary(text), dtype=np.uint32)
 
 
 # ---------------------------------------------------------------------------- bytes as letters
