@@ -31,6 +31,7 @@ from gradus.interrupt import Interrupt
 from gradus.log import Log, losses_line, sizes_line, start_wandb, step_line
 from gradus.run_folder import RunFolder
 from gradus.sampling import Sampler
+from gradus.shards import file_names
 from model import GPT
 
 
@@ -156,7 +157,7 @@ def setup(cfg, worker, resume):
     with worker.together():
         worker.shard(cfg.batch_size * cfg.gradient_accumulation_steps)
         if worker.is_main:
-            preparation.prepare(folder, 'train.bin')
+            preparation.prepare(folder, file_names(folder, 'train')[0])
 
     with worker.together():
         # data, model

@@ -5,6 +5,7 @@ Token files: read them, cut batches out of them. preparation.py writes them, met
     data/<name>/meta.json             tokenizer, vocabulary size, dtype, token counts, source and its sha256
     data/<name>/train.pairs.bin, ...  only for pairs of prompt and completion: where they are, see `Pairs`
 
+A split may also be many files, as llm.c and modded-nanogpt write them; see shards.py.
 nanoGPT's folders (with meta.pkl, or without any meta file for GPT-2 tokens) are read as they are.
 Which tokens step i trains on depends on (seed, i) alone; see `Tokens.batch_starts`.
 """
@@ -19,6 +20,7 @@ from gradus.errors import RankError, UserError, one_line, warn
 from gradus.files import require_file
 from gradus.metadata import fingerprint
 from gradus.preparation import FILES
+from gradus.shards import Shards, file_names, missing_split
 from gradus.tokenizer import build_tokenizer
 
 ORDERS = ('random', 'shuffled')
@@ -27,6 +29,9 @@ ORDERS = ('random', 'shuffled')
 def _missing(path):
     """What to do about a token file that is not there."""
     folder = os.path.dirname(path)
+    split = os.path.basename(path).removesuffix('.bin')
+    if problem := missing_split(folder, split):
+        return problem
     script = os.path.join(folder, 'prepare.py')
     command = f'python {script}'
     if not os.path.exists(script):
@@ -36,8 +41,18 @@ def _missing(path):
     return f'{path}: not found; prepare the dataset first: {command}'
 
 
+def _check_count(n, path, block_size, expected):
+    """Raise UserError unless there are enough tokens for one window, and as many as `expected` if that is known."""
+    if expected is not None and n != expected:
+        raise UserError(f'{path}: {n:,} tokens, meta.json says {expected:,}; it was not prepared completely, '
+                        'or changed: prepare it again')
+    if n < block_size + 1:
+        raise UserError(f'{path}: {n:,} tokens; expected at least '
+                        f'block_size + 1 = {block_size + 1:,}; use more text or a smaller --block_size')
+
+
 class Tokens:
-    """One .bin file, memory-mapped, so that a file larger than memory is no problem."""
+    """One .bin file, or shards, memory-mapped, so that a dataset larger than memory is no problem."""
 
     def __init__(self, path, dtype, vocab_size, block_size, expected=None):
         """
@@ -52,18 +67,24 @@ class Tokens:
         if size % dtype.itemsize:
             raise UserError(f'{path}: {size:,} bytes; expected a multiple of {dtype.itemsize} ({dtype.name}); '
                             'prepare it again')
-        if expected is not None and n != expected:
-            raise UserError(f'{path}: {n:,} tokens, meta.json says {expected:,}; it was not prepared completely, '
-                            'or changed: prepare it again')
-        if n < block_size + 1:
-            raise UserError(f'{path}: {n:,} tokens; expected at least '
-                            f'block_size + 1 = {block_size + 1:,}; use more text or a smaller --block_size')
+        _check_count(n, path, block_size, expected)
         try:
             ids = np.memmap(path, dtype=dtype, mode='r')
         except (OSError, ValueError) as e:
             raise UserError(f'{path}: cannot be read ({getattr(e, "strerror", None) or one_line(e)})') from e
         self._init(ids, vocab_size, block_size, path)
         self._check(self.ids[:2 ** 26])               # enough to notice a mix-up at once; windows() checks the rest
+
+    @classmethod
+    def from_shards(cls, paths, dtype, vocab_size, block_size, expected=None):
+        """The same for the files `paths`, one after the other; a window may cross from one into the next."""
+        ids = Shards(paths, dtype)
+        _check_count(len(ids), ids, block_size, expected)
+        tokens = cls.__new__(cls)
+        tokens._init(ids, vocab_size, block_size, str(ids))
+        beginning = np.arange(min(ids.counts[0], 2 ** 20))
+        tokens._check(ids[beginning], beginning)      # of the first file alone: opening does not map the others
+        return tokens
 
     @classmethod
     def from_ids(cls, ids, vocab_size, block_size, path='text'):
@@ -83,9 +104,13 @@ class Tokens:
     def __len__(self):
         return len(self.ids)
 
-    def _check(self, ids):
+    def _check(self, ids, positions=None):
+        """Are all ids in the vocabulary? positions: where each of them lies, to name the right shard."""
         if ids.max() >= self.vocab_size:
-            raise RankError(f'{self.path}: token id {ids.max()}; expected ids below the vocabulary size '
+            path = self.path
+            if isinstance(self.ids, Shards):
+                path = self.ids.path_of(positions.flat[ids.argmax()])
+            raise RankError(f'{path}: token id {ids.max()}; expected ids below the vocabulary size '
                             f'{self.vocab_size}; prepare the dataset and its meta file together')
 
     @property
@@ -103,8 +128,9 @@ class Tokens:
 
     def cut(self, at, past_end):
         """`windows` of the tokens at the positions `at` (n, T + 1); those in `past_end` are padding."""
-        block = self.ids[np.minimum(at, len(self.ids) - 1)]
-        self._check(block)
+        at = np.minimum(at, len(self.ids) - 1)
+        block = self.ids[at]
+        self._check(block, at)
         x = torch.from_numpy(block[:, :-1].astype(np.int64, order='C'))         # (n, T)
         y = torch.from_numpy(block[:, 1:].astype(np.int64, order='C'))          # (n, T), not in the memory of x
         if past_end.any():
@@ -273,22 +299,13 @@ class Dataset:
         return self.tokenizer.decode(prompt) + '\n' + self.tokenizer.decode(completion)
 
 
-def _open_split(folder, split, meta, vocab_size, block_size):
-    path = os.path.join(folder, f'{split}.bin')
-    n_pairs = meta.get(f'{split}_pairs')
-    shortest = block_size if n_pairs is None else 1
-    tokens = Tokens(path, meta['dtype'], vocab_size, shortest, meta.get(f'{split}_tokens'))
-    if n_pairs is None:
-        return tokens
-    return Pairs(tokens, os.path.join(folder, f'{split}.pairs.bin'), block_size, n_pairs)
-
-
 def open_dataset(folder, meta, vocab_size, block_size):
     """
     The `Dataset` in `folder`, which `read_meta` described as `meta`, for a model of that vocabulary and context.
     Raises UserError if its files do not fit.
     """
-    train, val = [_open_split(folder, split, meta, vocab_size, block_size) for split in ('train', 'val')]
+    train = _open_split(folder, 'train', meta, vocab_size, block_size)
+    val = _open_split(folder, 'val', meta, vocab_size, block_size)
     spec = meta['tokenizer']
     mark = fingerprint(folder)
     if spec is None:
@@ -307,3 +324,18 @@ def open_dataset(folder, meta, vocab_size, block_size):
     lengths = torch.from_numpy(tokenizer.byte_lengths())
     byte_lengths = torch.nn.functional.pad(lengths, (0, vocab_size - len(lengths)))
     return Dataset(train, val, tokenizer, spec, byte_lengths, mark)
+
+
+def _open_split(folder, split, meta, vocab_size, block_size):
+    """The tokens of train or val: a file of that name, or shards; or pairs, if meta.json counts them."""
+    expected = meta.get(f'{split}_tokens')
+    names = file_names(folder, split)
+    plain = os.path.join(folder, f'{split}.bin')
+    n_pairs = meta.get(f'{split}_pairs')
+    if n_pairs is not None:
+        tokens = Tokens(plain, meta['dtype'], vocab_size, 1, expected)
+        return Pairs(tokens, os.path.join(folder, f'{split}.pairs.bin'), block_size, n_pairs)
+    if names == [f'{split}.bin']:
+        return Tokens(plain, meta['dtype'], vocab_size, block_size, expected)
+    paths = [os.path.join(folder, name) for name in names]
+    return Tokens.from_shards(paths, meta['dtype'], vocab_size, block_size, expected)

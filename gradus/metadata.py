@@ -8,25 +8,23 @@ import hashlib
 import json
 import os
 
-import numpy as np
-
-from gradus import unpickle
+from gradus import shards, unpickle
 from gradus.errors import UserError, one_line, printable, show
 from gradus.files import require_file
+from gradus.shards import FOUR_BYTES, TWO_BYTES
 from gradus.tokenizer import check_spec
 
 MAX_VOCAB = 2 ** 20                                   # as in GPTConfig
 MAX_BYTES = 2 ** 28                                   # of a meta file: far more than a list of all characters needs
-TWO_BYTES = np.dtype('<u2')
-DTYPES = {'uint16': TWO_BYTES, 'uint32': np.dtype('<u4')}
+DTYPES = {'uint16': TWO_BYTES, 'uint32': FOUR_BYTES}
 
 
 def read_meta(folder):
     """
     What the ids of `folder` mean: {'vocab_size', 'dtype', 'tokenizer'} from meta.json, else from nanoGPT's meta.pkl,
-    else GPT-2's, as nanoGPT assumes; from meta.json also 'source' and the counts 'train_tokens', 'val_tokens',
-    'train_pairs', 'val_pairs', None if missing.
-    If meta.pkl does not say which text an id is, 'tokenizer' is None, and 'no_tokenizer' a sentence that says why.
+    else GPT-2's, as nanoGPT assumes, unless the header of a shard says that they are Llama 3's; from meta.json also
+    'source' and the counts 'train_tokens', 'val_tokens', 'train_pairs', 'val_pairs', None if missing.
+    If it is not known which text an id is, 'tokenizer' is None, and 'no_tokenizer' a sentence that says why.
     Raises UserError.
     """
     if not os.path.isdir(folder):
@@ -37,13 +35,17 @@ def read_meta(folder):
     path = os.path.join(folder, 'meta.pkl')
     if os.path.lexists(path):
         return _read_meta_pkl(path)
+    form = shards.format_of(folder)
+    if form is not None and form.dtype == FOUR_BYTES:
+        return dict(vocab_size=shards.LLAMA3_VOCAB, dtype=FOUR_BYTES, tokenizer=None,
+                    no_tokenizer=f'{folder}: {form.tokens} tokens, without their tokenizer; no text can be shown')
     return dict(vocab_size=50304, dtype=TWO_BYTES, tokenizer={'kind': 'gpt2'})
 
 
 def fingerprint(folder):
     """
-    A sha256 that another dataset in `folder` would change: of its meta file and the sizes of its token files, so that
-    it costs no time. Raises UserError.
+    A sha256 that another dataset in `folder` would change: of its meta file and the names and sizes of its token files,
+    so that it costs no time. Raises UserError.
     """
     digest = hashlib.sha256()
     for name in ('meta.json', 'meta.pkl'):
@@ -51,10 +53,11 @@ def fingerprint(folder):
         if os.path.lexists(path):
             digest.update(_content(path))
             break
-    for name in ('train.bin', 'val.bin'):
-        path = os.path.join(folder, name)
-        require_file(path)
-        digest.update(f' {name} {os.path.getsize(path)}'.encode())
+    for split in ('train', 'val'):
+        for name in shards.file_names(folder, split):
+            path = os.path.join(folder, name)
+            require_file(path)
+            digest.update(os.fsencode(f' {name} {os.path.getsize(path)}'))
     return digest.hexdigest()
 
 
