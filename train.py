@@ -217,7 +217,6 @@ def train_step(model, optimizer, scaler, tokens, step, cfg, worker):
     # This rank's part of the global batch.
     starts = tokens.batch_starts(cfg.seed, step, cfg.batch_size * cfg.gradient_accumulation_steps, cfg.data_order)
     starts = starts[worker.shard(len(starts))]
-
     micro_batches = [tokens.windows(starts[i:i + cfg.batch_size]) for i in range(0, len(starts), cfg.batch_size)]
 
     # The loss is the mean over the targets of all micro-batches on all ranks; -1 does not count.
