@@ -23,7 +23,7 @@ from gradus.tokenizer import CharTokenizer, build_tokenizer
 MANY = 100                                            # documents, of which whole ones are held out
 CHUNK = 2 ** 18                                       # characters that one thread encodes at a time
 MAX_CHUNK = 2 ** 20                                   # if there is no place to cut; tiktoken takes 150 bytes for each
-TRAINING_BYTES = 10 ** 8                              # of text that a BPE tokenizer is trained on, at most
+TRAINING_BYTES = 5 * 10 ** 7                          # of text that a BPE tokenizer is trained on, at most
 
 
 def write_text(folder, files, kind, source=None, field='text', val_fraction=0.1, vocab_size=4096):
@@ -99,7 +99,7 @@ def survey(pieces, with_chars=False):
 
 
 def train_bpe(parts, size, vocab_size):
-    """A tokenizer trained on pieces of the train split, so many of them that memory suffices, evenly spread."""
+    """A tokenizer trained on pieces of the train split, evenly spread, that fit in memory."""
     every = math.ceil(size.bytes / TRAINING_BYTES)
     texts = (text for i, (part, _, text) in enumerate(parts) if part == 'train' and i % every == 0)
     with contextlib.closing(parts):

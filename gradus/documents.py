@@ -137,7 +137,8 @@ def _text(path, file):
         if text and not started:
             text = text.removeprefix(BOM)
             started = True
-        yield offset == 0, text
+        if text or offset == 0:
+            yield offset == 0, text
         if not block:
             return
         offset += len(block)
