@@ -110,7 +110,7 @@ def check_training(vocab_size, special=('<|endoftext|>',)):
     """Raise UserError if `train` cannot work, so that this is known before hours of reading."""
     least = 256 + len(special)
     if not least <= vocab_size <= 2 ** 20:
-        raise UserError(f'vocab_size={vocab_size}: expected {least} to {2 ** 20:,} tokens; '
+        raise UserError(f'--vocab_size={vocab_size}: expected {least} to {2 ** 20:,} tokens; '
                         f"the first {least} are all bytes and {', '.join(special)}")
     try:
         import tokenizers  # noqa: F401

@@ -41,7 +41,7 @@ def write_text(folder, files, kind, source=None, field='text', val_fraction=0.1,
 
     n_bytes = documents.total_bytes(files)
     if not 0 < val_fraction < 1:
-        raise UserError(f'val_fraction={val_fraction}: expected a number between 0 and 1')
+        raise UserError(f'--val_fraction={val_fraction}: expected a number between 0 and 1')
     if kind == 'bpe':
         bpe.check_training(vocab_size)
     elif kind != 'char':
@@ -105,7 +105,7 @@ def train_bpe(parts, size, vocab_size):
     with contextlib.closing(parts):
         spec = bpe.train(texts, vocab_size)
     if len(spec['tokens']) < vocab_size:
-        print(f"the text gives {len(spec['tokens']):,} tokens, fewer than vocab_size={vocab_size:,}")
+        print(f"the text gives {len(spec['tokens']):,} tokens, fewer than --vocab_size={vocab_size:,}")
     return build_tokenizer(spec)
 
 
@@ -123,7 +123,7 @@ def check_split(size, fraction):
     else:
         held_out, total, of = size.length - int(size.length * (1 - fraction)), size.length, 'characters'
     if not 0 < held_out < total:
-        raise UserError(f'val_fraction={fraction}: holds out {held_out:,} of {total:,} {of}; expected some in either '
+        raise UserError(f'--val_fraction={fraction}: holds out {held_out:,} of {total:,} {of}; expected some in either '
                         'part')
 
 

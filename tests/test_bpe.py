@@ -115,9 +115,9 @@ def test_long_runs_are_cut(parts):
 
 def test_what_cannot_be_trained(monkeypatch):
     for size in (-1, 0, 256, 2 ** 20 + 1):
-        with pytest.raises(UserError, match=f'^vocab_size={size}: expected 257 to 1,048,576 tokens'):
+        with pytest.raises(UserError, match=f'^--vocab_size={size}: expected 257 to 1,048,576 tokens'):
             bpe.train(sample(), size)
-    with pytest.raises(UserError, match='^vocab_size=257: expected 258'):
+    with pytest.raises(UserError, match='^--vocab_size=257: expected 258'):
         bpe.train(sample(), 257, special=('<|endoftext|>', '<|separator|>'))
     monkeypatch.setitem(sys.modules, 'tokenizers', None)
     with pytest.raises(UserError, match='by the package tokenizers; pip install tokenizers$'):
@@ -145,4 +145,4 @@ def test_a_dataset_with_a_tokenizer_of_its_own(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(corpus, 'TRAINING_BYTES', len(''.join(sample(4000)).encode()) // 3)
     corpus.write_text('d', files, 'bpe', vocab_size=5000)
     assert 40 < len(seen) < 70
-    assert 'tokens, fewer than vocab_size=5,000\n' in capsys.readouterr().out
+    assert 'tokens, fewer than --vocab_size=5,000\n' in capsys.readouterr().out
