@@ -8,6 +8,12 @@ Your own text: make data/<name> from any files, of any size.
 A text file in UTF-8 is one document, and may be compressed (.gz). In .jsonl, .jsonl.gz and .parquet, each line or row
 is one; --field names its text. A folder stands for all files in it and below.
 
+    python data/prepare.py --pairs --name=answers --tokenizer=bpe questions.tsv
+
+--pairs: each line is a prompt, a tab and its completion, or, in .jsonl, {"prompt": ..., "completion": ...}. Only
+completions are learned, and no example sees another. --separator is a text that ends prompts; by default it is a token
+of its own, and a newline for gpt2 and other models' tokenizers.
+
 --tokenizer: char (one id for each character that occurs), byte (works for any text), bpe (--vocab_size tokens, trained
 on this text), gpt2 (50,257 tokens: fewer of them for a text, but a larger model), or that of a model to fine-tune, as
 train.py --init_from calls it: a run's folder, a Hugging Face folder or name, or a .gguf file.
@@ -22,7 +28,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
-from gradus import corpus, documents, preparation
+from gradus import corpus, documents, pairs, preparation
 from gradus.errors import UserError, exit_on_error, show
 from gradus.metadata import read_meta
 
@@ -117,10 +123,14 @@ def parse_arguments():
     parser.add_argument('--vocab_size', help='how many tokens bpe has (default: 4096)')
     parser.add_argument('--field', default='text', help='the text in .jsonl and .parquet (default: %(default)s)')
     parser.add_argument('--val_fraction', default='0.1', help='how much is held out (default: %(default)s)')
+    parser.add_argument('--pairs', action='store_true', help='lines of prompt and completion')
+    parser.add_argument('--separator', help='of --pairs: a text that ends each prompt')
     parser.add_argument('--out', help='another folder to write to, instead of data/<name>')
     parser.add_argument('--overwrite', action='store_true', help='even if the folder holds something else')
     args = parser.parse_args()
 
+    if args.separator is not None and (not args.pairs or not args.separator):
+        raise UserError(f'--separator={show(args.separator)[1:-1]}: expected a text, together with --pairs')
     args.val_fraction = number('val_fraction', args.val_fraction, float)
     if args.vocab_size is not None and args.tokenizer != 'bpe':
         raise UserError(f'--vocab_size={show(args.vocab_size)[1:-1]}: a tokenizer of kind {args.tokenizer} has a '
@@ -135,8 +145,13 @@ def main():
     files = documents.find(args.files, skip=dataset_files(folder))
     if not args.overwrite:
         check_replaceable(folder, args.files, files)
-    corpus.write_text(folder, files, tokenizer_of(args.tokenizer), source=corpus.source_of(args.files),
-                      field=args.field, val_fraction=args.val_fraction, vocab_size=args.vocab_size)
+    options = dict(source=corpus.source_of(args.files), val_fraction=args.val_fraction, vocab_size=args.vocab_size)
+    kind = tokenizer_of(args.tokenizer)
+    if args.pairs:
+        separator = args.separator and args.separator.replace('\\n', '\n')     # a shell passes \n as two characters
+        pairs.prepare(folder, files, kind, separator=separator, **options)
+    else:
+        corpus.write_text(folder, files, kind, field=args.field, **options)
 
 
 if __name__ == '__main__':

@@ -8,7 +8,11 @@ An example is the tokens of prompt, separator, completion and end of text; data.
 needed here.
 """
 
+import hashlib
 import json
+from array import array
+
+from tqdm import tqdm
 
 from gradus import bpe, documents, preparation
 from gradus.errors import UserError, show
@@ -107,7 +111,7 @@ def write(folder, pairs, tokenizer, source, sha256):
     Make a dataset of pairs, ('train' or 'val', prompt, completion) each, with a tokenizer of `tokenizer_for`.
     Raises UserError.
     """
-    index = {'train': [], 'val': []}                  # where each example's completion begins, and where it ends
+    index = {'train': array('q'), 'val': array('q')}  # where each example's completion begins, and where it ends
     n_tokens = {'train': 0, 'val': 0}
 
     def pieces():
@@ -116,7 +120,34 @@ def write(folder, pairs, tokenizer, source, sha256):
             answer = [*tokenizer.encode_ordinary(completion), tokenizer.end_id]
             begin = n_tokens[part]
             n_tokens[part] += len(question) + len(answer)
-            index[part] += begin + len(question), n_tokens[part]
+            index[part].extend((begin + len(question), n_tokens[part]))
             yield part, question + answer
 
     preparation.write(folder, pieces(), tokenizer, source, sha256, index)
+
+
+def prepare(folder, files, kind, source, val_fraction=0.1, vocab_size=4096, separator=None):
+    """
+    Make a dataset of the pairs in .tsv and .jsonl files, which are read twice, a line at a time. kind, vocab_size and
+    separator: as for `tokenizer_for`. Raises UserError.
+    """
+    if not 0 < val_fraction < 1:
+        raise UserError(f'val_fraction={val_fraction}: expected a number between 0 and 1')
+    if kind == 'bpe':
+        bpe.check_training(vocab_size, SPECIAL)
+
+    # Find what is wrong with the files, and count.
+    digest = hashlib.sha256()
+    n = 0
+    for pair in read(files):
+        digest.update(json.dumps(pair).encode())
+        n += 1
+    held_out = int(n * val_fraction)
+    if not 0 < held_out < n:
+        raise UserError(f"{', '.join(files)}: {n:,} pairs, of which val_fraction={val_fraction} holds out "
+                        f'{held_out:,}; expected some to train on and some to hold out')
+
+    texts = (text for pair in read(files) for text in pair)
+    tokenizer = tokenizer_for(kind, texts, vocab_size, separator)
+    pairs = tqdm(split(read(files), val_fraction), total=n, desc='encoding', unit=' pairs', leave=False, disable=None)
+    write(folder, pairs, tokenizer, source, digest.hexdigest())

@@ -16,7 +16,7 @@ import torch
 from gradus import checkpoint, configurator, gguf_file, hf, metadata
 from gradus.errors import UserError, one_line, show, warn
 from gradus.families import MISFIT, Weights
-from gradus.tokenizer import build_tokenizer, check_spec
+from gradus.tokenizer import build_tokenizer, check_spec, same_tokens
 from model import GPT, GPTConfig
 
 
@@ -188,7 +188,8 @@ def start_from(cfg, meta):
     found = load(cfg.init_from, or_else='scratch, resume, auto')
     if ignored := ignored_settings(cfg, found.config):
         warn(f'the model is {cfg.init_from}; ignored: {ignored}')
-    if None not in (found.tokenizer, meta['tokenizer']) and found.tokenizer != meta['tokenizer']:
+    tokenizers = found.tokenizer, meta['tokenizer']
+    if None not in tokenizers and not same_tokens(*tokenizers):
         warn(f'data/{cfg.dataset} has another tokenizer than {cfg.init_from}: the same ids mean something else')
     model = build(found, dropout=cfg.dropout)
     try:

@@ -368,6 +368,12 @@ def check_bpe(spec):
     return n
 
 
+def same_tokens(a, b):
+    """Do the ids of two tokenizers, as plain data, mean the same text? Only what marks pairs may differ."""
+    pairs = ('separator', 'end_id')
+    return {k: v for k, v in a.items() if k not in pairs} == {k: v for k, v in b.items() if k not in pairs}
+
+
 def build_tokenizer(spec):
     """The tokenizer that `to_json` described. Raises UserError if `spec` is not such a description."""
     check_spec(spec)
