@@ -3,6 +3,7 @@ Datasets of gigabytes: what they need, said and checked before anything is downl
 the tokenizer on all cores, in bounded memory.
 """
 
+import math
 import os
 import shutil
 import time
@@ -37,12 +38,16 @@ def announce(what, tokens, tokenizer, out, downloads=(), streamed=0):
 
     speed = tokens_per_second(tokenizer)
     cores = f'{os.cpu_count()} core{"s" if os.cpu_count() > 1 else ""}'
-    minutes = max(1, round(tokens / speed / 60))
+    minutes = math.ceil(tokens / speed / 60)
     network = f'download {gigabytes(stored + streamed)}, ' if stored + streamed else ''
     kept = f' (and {gigabytes(stored)} of downloads)' if stored else ''
-    print(f'{what}: {network}about {tokens / 1e9:.2g} billion tokens, {gigabytes(size)} on disk{kept}; '
+    print(f'{what}: {network}about {_number_of(tokens)} tokens, {gigabytes(size)} on disk{kept}; '
           f'about {minutes:,} min to encode on {cores} ({speed / 1e6:.1f} million tokens/s)', flush=True)
     require_space([(out, size), *downloads])
+
+
+def _number_of(n):
+    return f'{n / 1e9:.2f} billion' if n >= 5e7 else f'{n / 1e6:.2f} million'
 
 
 def gigabytes(n):
