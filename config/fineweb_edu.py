@@ -4,9 +4,9 @@ A first real pretraining: a model of GPT-2's size (124M) on 0.7 billion tokens o
     python data/fineweb_edu/prepare.py --shards=1
     python train.py config/fineweb_edu.py
 
-Each part of the text is seen once: 1,400 steps of half a million tokens, with the recipe of config/gpt2_124m.py. That
-is less than a third of what a model of this size can use, so do not expect GPT-2's quality. Neither time nor loss has
-been measured yet. If memory is short, halve batch_size and double gradient_accumulation_steps.
+Each part of the text is seen once: 1,400 steps of half a million tokens, with the recipe of config/gpt2_124m.py. The
+usual 20 tokens for each parameter would be 2.5 billion, so do not expect GPT-2's quality. Neither time nor loss has
+been measured yet. If GPU memory is short, halve batch_size and double gradient_accumulation_steps.
 """
 
 out_dir = 'out-fineweb-edu'
