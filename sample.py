@@ -6,6 +6,7 @@ Generate text with a trained model.
     python sample.py --init_from=gpt2 --start=FILE:prompt.txt --stop="\\n\\n"
     python sample.py --interactive                                         type, and the model continues
     python sample.py --eval=FILE                                           how well does it predict this text?
+    python sample.py --eval=FILE.tsv                                       or complete these pairs? (exact match, BLEU)
 
 In a terminal, a single sample is printed as it is generated. Results go to stdout, messages to stderr.
 """
@@ -16,14 +17,16 @@ import math
 import os
 import sys
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 
 import gradus  # noqa: F401  first: Ctrl-C during the slow imports below is one line
 
 # isort: split
 import torch
+from tqdm import tqdm
 
-from gradus import checkpoint, configurator, data, evaluation, inference, parallel, preparation, pretrained
+from gradus import beam, checkpoint, configurator, data, evaluation, inference, pairs, parallel, preparation, pretrained
 from gradus.errors import UserError, on_screen
 from gradus.sampling import Sampler
 
@@ -48,11 +51,12 @@ class SampleConfig:
     top_p: float = 1.0                # from the most likely tokens that together reach this probability
     min_p: float = 0.0                # from tokens at least this fraction as likely as the most likely one
     repetition_penalty: float = 1.0   # above 1: tokens that have occurred become less likely
+    beams: int = 0                    # search for the most likely text with this many beams; 0 = draw tokens
     # output
     interactive: bool = False         # type, and the model continues; \n is a newline; press Enter for more
     json: bool = False                # one JSON object a line for each sample: prompt, text, tokens
     logprobs: bool = False            # with json: each token's log-probability, before penalty, temperature, top_k, ...
-    eval: str = ''                    # a text file: print its loss, perplexity and bits per byte, generate nothing
+    eval: str = ''                    # a text file: print its loss, perplexity, bits per byte; .tsv, .jsonl: of pairs
     # system
     device: str = 'auto'              # auto, cpu, cuda, cuda:N, mps
     dtype: str = 'auto'               # auto, float32, bfloat16, float16
@@ -64,7 +68,7 @@ def check(cfg):
     """Raise UserError for settings that make no sense."""
     configurator.check_range(cfg, num_samples=(1, 100_000), max_new_tokens=(0, None), temperature=(0, None),
                              top_k=(0, None), seed=(0, 2 ** 63), top_p=(0, 1), min_p=(0, 1),
-                             repetition_penalty=(0.01, 100))
+                             repetition_penalty=(0.01, 100), beams=(0, 1000))
     configurator.check_choice(cfg, dtype=('auto', *parallel.DTYPES), compile=('auto', True, False),
                               quantize=('', 'int8'))
     if os.path.basename(cfg.checkpoint) != cfg.checkpoint:
@@ -164,6 +168,20 @@ def generate(model, ids, completions, sampler, max_new_tokens, n_vocab):
         completion.close()
 
 
+def search(cfg, model, ids, completion, tokenizer):
+    """Fill a completion with what beam search finds."""
+    room = model.config.block_size - len(ids)
+    if room < 1:
+        raise UserError(f'the prompt has {len(ids)} tokens, the context {model.config.block_size}; beam search needs '
+                        'room for its completion: expected a shorter prompt, or --beams=0')
+    prompts = torch.tensor([ids], device=model.transformer.wte.weight.device)
+    max_new_tokens = min(cfg.max_new_tokens, room)
+    found = beam.search(model, prompts, completion.end_id, max_new_tokens, tokenizer.n_vocab, cfg.beams)
+    for token in found[0]:
+        completion.add(token)
+    completion.close()
+
+
 def make_sampler(cfg, n):
     """The Sampler for n samples. What sample i draws depends on cfg.seed and i only, not on the other samples."""
     seeds = [parallel.seed_from(cfg.seed, i) for i in range(n)]
@@ -179,11 +197,16 @@ def read_prompt(cfg, tokenizer):
     else:
         text = unescape(cfg.start)
     try:
-        return text, [*tokenizer.start, *tokenizer.encode(text)]
+        return text, prompt_ids(tokenizer, text)
     except UserError:
         if text == '\n':                              # the default, and the model knows no line ends
-            return '', []
+            return '', [*tokenizer.separator]
         raise
+
+
+def prompt_ids(tokenizer, text):
+    """The ids of a prompt: after training on pairs, with the separator at its end."""
+    return [*tokenizer.start, *tokenizer.encode(text), *tokenizer.separator]
 
 
 def read_file(path, tokenizer):
@@ -203,13 +226,18 @@ def write_samples(cfg, model, tokenizer, end_id, prompt, ids):
     """num_samples continuations of the prompt: as text with a line between them, or as JSON."""
     if len(ids) > model.config.block_size:
         log(f'the prompt has {len(ids)} tokens, the context {model.config.block_size}: only the last ones are used')
-    live = cfg.num_samples == 1 and not cfg.json and sys.stdout.isatty()
-    completions = [Completion(tokenizer, unescape(cfg.stop), end_id, show if live else None)
-                   for _ in range(cfg.num_samples)]
+    if tokenizer.separator:
+        prompt += '\n'                                # a completion is a text of its own
+    n = 1 if cfg.beams else cfg.num_samples
+    live = n == 1 and not cfg.json and not cfg.beams and sys.stdout.isatty()
+    completions = [Completion(tokenizer, unescape(cfg.stop), end_id, show if live else None) for _ in range(n)]
     if live:
         show(prompt)
-    sampler = make_sampler(cfg, cfg.num_samples)
-    generate(model, ids or [tokenizer.start_id], completions, sampler, cfg.max_new_tokens, tokenizer.n_vocab)
+    ids = ids or [tokenizer.start_id]
+    if cfg.beams:
+        search(cfg, model, ids, completions[0], tokenizer)
+    else:
+        generate(model, ids, completions, make_sampler(cfg, n), cfg.max_new_tokens, tokenizer.n_vocab)
 
     for completion in completions:
         if cfg.json:
@@ -243,7 +271,10 @@ def interactive(cfg, model, tokenizer, end_id):
         except EOFError:
             return
         try:
-            ids = (ids or [*tokenizer.start]) + tokenizer.encode(unescape(line))
+            if tokenizer.separator:                   # each line is a prompt of its own
+                ids = prompt_ids(tokenizer, unescape(line))
+            else:
+                ids = (ids or [*tokenizer.start]) + tokenizer.encode(unescape(line))
         except UserError as e:
             log(f'error: {e}')
             continue
@@ -280,6 +311,40 @@ def evaluate_text(cfg, model, tokenizer, worker, ids):
                     f'{bits:.4f} bits per byte'))
 
 
+def read_eval_pairs(cfg, model, tokenizer):
+    """The pairs to evaluate, and the ids of their prompts."""
+    found = list(pairs.read([cfg.eval]))
+    if not found:
+        raise UserError(f'{cfg.eval}: no pairs; expected a line for each, of prompt, tab, completion')
+    prompts = [prompt_ids(tokenizer, prompt) for prompt, _ in found]
+    longest = max(prompts, key=len)
+    if len(longest) >= model.config.block_size:
+        raise UserError(f'{cfg.eval}: pair {prompts.index(longest) + 1} has a prompt of {len(longest)} tokens; '
+                        f'expected less than the context, block_size={model.config.block_size}')
+    return found, prompts
+
+
+def evaluate_pairs(cfg, model, tokenizer, found, prompts):
+    """How often the model completes a prompt exactly, and BLEU, by greedy search and by beam search."""
+    wanted = [completion for _, completion in found]
+    for beams in (1, cfg.beams or 5):
+        how = 'greedy' if beams == 1 else f'{beams} beams'
+        progress = partial(tqdm, desc=how, leave=False, disable=None)
+        texts = beam.complete(model, prompts, tokenizer, beams, progress)
+        exact = sum(a == b for a, b in zip(texts, wanted)) / len(wanted)
+        print(on_screen(f'{cfg.eval}: {len(wanted):,} pairs, {how}: exact match {exact:.2%}, {bleu(texts, wanted)}'))
+
+
+def bleu(texts, wanted):
+    """BLEU of a corpus (Papineni et al. 2002), in words, with the signature that makes it comparable (Post 2018)."""
+    try:
+        from sacrebleu.metrics import BLEU
+    except ImportError:
+        return 'BLEU needs sacrebleu: pip install sacrebleu'
+    metric = BLEU()
+    return f'{metric.corpus_score(texts, [wanted]).format(score_only=True)} BLEU ({metric.get_signature()})'
+
+
 def main(cfg):
     # Find everything that can be wrong.
     check(cfg)
@@ -288,7 +353,10 @@ def main(cfg):
         raise UserError(f'quantize={cfg.quantize} is for the CPU, the device is {worker.device}; '
                         'use --device=cpu, or --quantize=')
     about, model, tokenizer = load_model(cfg)
-    if cfg.eval:
+    pairs_file = tokenizer.separator and cfg.eval.removesuffix('.gz').endswith(('.tsv', '.jsonl'))
+    if pairs_file:
+        found, prompts = read_eval_pairs(cfg, model, tokenizer)
+    elif cfg.eval:
         ids = read_eval_text(cfg, tokenizer)
     elif not cfg.interactive:
         prompt, ids = read_prompt(cfg, tokenizer)
@@ -303,7 +371,9 @@ def main(cfg):
     # Generate or evaluate.
     end_id = None if cfg.ignore_end else tokenizer.end_id
     with worker.autocast():
-        if cfg.eval:
+        if pairs_file:
+            evaluate_pairs(cfg, model, tokenizer, found, prompts)
+        elif cfg.eval:
             evaluate_text(cfg, model, tokenizer, worker, ids)
         elif cfg.interactive:
             interactive(cfg, model, tokenizer, end_id)

@@ -217,17 +217,22 @@ def train_step(model, optimizer, scaler, tokens, step, cfg, worker):
     # This rank's part of the global batch.
     starts = tokens.batch_starts(cfg.seed, step, cfg.batch_size * cfg.gradient_accumulation_steps, cfg.data_order)
     starts = starts[worker.shard(len(starts))]
+    micro_batches = [tokens.windows(starts[i:i + cfg.batch_size]) for i in range(0, len(starts), cfg.batch_size)]
+
+    # The loss is the mean over the targets of all micro-batches on all ranks; -1 does not count.
+    counts = [(y >= 0).sum().item() for _, y in micro_batches]
+    total_count = worker.sum(sum(counts))[0]
 
     # Forward and backward, one micro-batch at a time; gradients add up.
     total_loss = 0.0
-    for i in range(0, len(starts), cfg.batch_size):
-        micro_starts = starts[i:i + cfg.batch_size]
-        x, y = worker.to_device(*tokens.windows(micro_starts))                  # (B, T) each
+    for i, (micro_batch, count) in enumerate(zip(micro_batches, counts), start=1):
+        x, y = worker.to_device(*micro_batch)                                   # (B, T) each
         if worker.world_size > 1:                     # average gradients once, after the last micro-batch
-            model.require_backward_grad_sync = i + cfg.batch_size >= len(starts)
+            model.require_backward_grad_sync = i == len(micro_batches)
         with worker.autocast():
-            _, loss = model(x, y)
-            loss = loss * (len(micro_starts) / len(starts))     # so that the micro-batches add up to the mean
+            logits, loss = model(x, y)
+            loss = loss if count else 0 * logits.sum()          # not the mean of nothing, which is NaN
+            loss = loss * (count * worker.world_size / max(total_count, 1))
         scaler.scale(loss).backward()
         total_loss = total_loss + loss.detach()
 
@@ -258,7 +263,7 @@ def train(cfg, worker, interrupt, folder):
 
     compiled = torch.compile(model) if worker.compile else model
     ddp = worker.distribute(compiled)
-    tokens_per_iter = cfg.batch_size * cfg.gradient_accumulation_steps * cfg.block_size
+    tokens_per_iter = round(cfg.batch_size * cfg.gradient_accumulation_steps * dataset.train.row_tokens)
     worker.print(sizes_line(model, worker, dataset, tokens_per_iter))
 
     if cfg.eval_only:
@@ -361,7 +366,7 @@ def train(cfg, worker, interrupt, folder):
                      'continue with --init_from=resume')
     elif worker.is_main:
         interrupt.rest()
-        print_summary(model, dataset.tokenizer, cfg, worker, progress)
+        print_summary(model, dataset, cfg, worker, progress)
     return stop_signal
 
 
@@ -390,18 +395,16 @@ def diverged(what, it, lr, ckpt_path, saved_at):
                      'or skip such steps with --skip_nonfinite=N')
 
 
-def print_summary(model, tokenizer, cfg, worker, progress):
+def print_summary(model, dataset, cfg, worker, progress):
     """Print where the results are, a sample, and the command that generates more."""
     best = 'best.pt (best weights) and ' if checkpoint.exists(os.path.join(cfg.out_dir, 'best.pt')) else 'and '
     print(f'done: best val loss {progress.best_val_loss:.4f}; {cfg.out_dir} holds ckpt.pt (to resume), {best}log.jsonl')
-    if tokenizer is not None and cfg.sample_tokens:
+    if dataset.tokenizer is not None and cfg.sample_tokens:
         sampler = Sampler(temperature=0.8, top_k=200, seeds=[cfg.seed])
-        start = torch.tensor([[tokenizer.start_id]], device=worker.device)
-        model.eval()
+        start = torch.tensor([dataset.sample_start()], device=worker.device)    # (1, T)
         with worker.autocast():
-            ids = model.generate(start, cfg.sample_tokens, sampler, tokenizer.n_vocab)
-        text = tokenizer.decode(ids[0, 1:].tolist())
-        print(f'a sample:\n---------------\n{on_screen(text)}\n---------------')
+            ids = model.eval().generate(start, cfg.sample_tokens, sampler, dataset.tokenizer.n_vocab)
+        print(f'a sample:\n---------------\n{on_screen(dataset.sample_text(ids[0].tolist()))}\n---------------')
     print(f'more samples: python sample.py --out_dir={shlex.quote(cfg.out_dir)}')
 
 

@@ -1,12 +1,18 @@
 """
-Your own text: make data/<name> from any UTF-8 files.
+Your own text: make data/<name> from any files, of any size.
 
     python data/prepare.py --name=mine notes.txt letters.txt
+    python data/prepare.py --name=web --tokenizer=bpe --vocab_size=8192 folder/ pages.jsonl.gz more.parquet
     python train.py config/quickstart.py --dataset=mine --out_dir=out-mine
 
---tokenizer: char (one id for each character that occurs), byte (works for any text), gpt2 (BPE tokens: fewer of them,
-but a larger model), or that of a model to fine-tune, as train.py --init_from calls it: a run's folder, a Hugging Face
-folder or name, or a .gguf file. The last tenth of the text is held out for validation.
+A text file in UTF-8 is one document, and may be compressed (.gz). In .jsonl, .jsonl.gz and .parquet, each line or row
+is one; --field names its text. A folder stands for all files in it and below.
+
+--tokenizer: char (one id for each character that occurs), byte (works for any text), bpe (--vocab_size tokens, trained
+on this text), gpt2 (50,257 tokens: fewer of them for a text, but a larger model), or that of a model to fine-tune, as
+train.py --init_from calls it: a run's folder, a Hugging Face folder or name, or a .gguf file.
+
+Held out for validation: of 100 documents or more a tenth, evenly spread, otherwise the last tenth of the text.
 """
 
 import argparse
@@ -16,9 +22,11 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
-from gradus import preparation
+from gradus import corpus, documents, preparation
 from gradus.errors import UserError, exit_on_error, show
 from gradus.metadata import read_meta
+
+KINDS = ('char', 'byte', 'bpe', 'gpt2')
 
 
 def folder_called(name):
@@ -34,19 +42,29 @@ def folder_called(name):
     return str(HERE / inside)
 
 
-def check_replaceable(folder, source):
-    """Raise UserError if there is something in `folder` that was not made from the same files."""
+def dataset_files(folder):
+    """The absolute paths of what a dataset in `folder` consists of, and of what an interrupted attempt left."""
+    try:
+        names = os.listdir(folder)
+    except (OSError, ValueError):
+        names = []
+    ours = [name for name in names if name in preparation.FILES or preparation.is_leftover(name, preparation.FILES)]
+    return {os.path.realpath(os.path.join(folder, name)) for name in ours}
+
+
+def check_replaceable(folder, source, files):
+    """Raise UserError if there is something in `folder` that was not made from the same `source`, which has `files`."""
     if not os.path.lexists(folder):
         return
     try:
         names = os.listdir(folder)
     except OSError as e:
         raise UserError(f'{folder}: {e.strerror}; expected a folder to write to') from e
-    sources = [os.path.realpath(path) for path in source]
+    known = dataset_files(folder) | {os.path.realpath(path) for path in [*source, *files]}
     others = []
     for name in sorted(names):
-        known = name in preparation.FILES or name.startswith('.') or preparation.is_leftover(name, preparation.FILES)
-        if not known and os.path.realpath(os.path.join(folder, name)) not in sources:
+        path = os.path.join(folder, name)
+        if not name.startswith('.') and os.path.realpath(path) not in known and not holds_only(path, known):
             others.append(name)
     if others:
         raise UserError(f'{folder}: holds other files ({show(others[0])[1:-1]}); choose another name, or add '
@@ -57,36 +75,68 @@ def check_replaceable(folder, source):
             found = read_meta(folder).get('source')
         except UserError:
             found = None
-        if found != preparation.source_of(source):
+        if found != corpus.source_of(source):
             raise UserError(f'{folder}: holds a dataset made from {show(found) if found else "something else"}; '
                             'choose another name, or add --overwrite to replace it')
 
 
+def holds_only(path, known):
+    """Is that a folder in which each file is one of `known`?"""
+    try:
+        return os.path.isdir(path) and all(os.path.realpath(file) in known for file in documents.find([path]))
+    except UserError:
+        return False
+
+
 def tokenizer_of(name):
     """What `write_text` takes: a kind of tokenizer, or the plain data of a model's own."""
-    if name in ('char', 'byte', 'gpt2'):
+    if name in KINDS:
         return name
     from gradus import pretrained  # imports torch, which takes a second
     try:
         return pretrained.find_tokenizer(pretrained.load(name))
     except UserError as e:
-        raise UserError(f'--tokenizer={name}: {e}; expected char, byte, gpt2, or a model') from e
+        raise UserError(f'--tokenizer={name}: {e}; expected {", ".join(KINDS)}, or a model') from e
 
 
-def main():
+def number(key, text, kind):
+    """The value of an option. Raises UserError."""
+    try:
+        return kind(text)
+    except ValueError as e:
+        words = {int: 'an integer', float: 'a number'}
+        raise UserError(f'--{key}={show(text)[1:-1]}: expected {words[kind]}') from e
+
+
+def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('files', nargs='+', help='UTF-8 text files, read one after the other')
+    parser.add_argument('files', nargs='+', help='files and folders, read one after the other')
     parser.add_argument('--name', default='mine',
                         help='the folder in data/, which train.py calls --dataset (default: %(default)s)')
-    parser.add_argument('--tokenizer', default='char', help='char, byte, gpt2, or a model (default: %(default)s)')
+    parser.add_argument('--tokenizer', default='char', help='char, byte, bpe, gpt2, or a model (default: %(default)s)')
+    parser.add_argument('--vocab_size', help='how many tokens bpe has (default: 4096)')
+    parser.add_argument('--field', default='text', help='the text in .jsonl and .parquet (default: %(default)s)')
+    parser.add_argument('--val_fraction', default='0.1', help='how much is held out (default: %(default)s)')
     parser.add_argument('--out', help='another folder to write to, instead of data/<name>')
     parser.add_argument('--overwrite', action='store_true', help='even if the folder holds something else')
     args = parser.parse_args()
 
+    args.val_fraction = number('val_fraction', args.val_fraction, float)
+    if args.vocab_size is not None and args.tokenizer != 'bpe':
+        raise UserError(f'--vocab_size={show(args.vocab_size)[1:-1]}: a tokenizer of kind {args.tokenizer} has a '
+                        'vocabulary of its own; leave it out, or train one with --tokenizer=bpe')
+    args.vocab_size = number('vocab_size', args.vocab_size or '4096', int)
+    return args
+
+
+def main():
+    args = parse_arguments()
     folder = folder_called(args.name) if args.out is None else args.out
+    files = documents.find(args.files, skip=dataset_files(folder))
     if not args.overwrite:
-        check_replaceable(folder, args.files)
-    preparation.write_text(folder, args.files, tokenizer_of(args.tokenizer))
+        check_replaceable(folder, args.files, files)
+    corpus.write_text(folder, files, tokenizer_of(args.tokenizer), source=corpus.source_of(args.files),
+                      field=args.field, val_fraction=args.val_fraction, vocab_size=args.vocab_size)
 
 
 if __name__ == '__main__':

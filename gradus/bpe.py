@@ -1,10 +1,14 @@
 """
-Byte-pair encodings as other programs write them: the patterns that cut a text into pieces, and the list of merges.
+Byte-pair encodings: train one on a text, and read those that other programs write, which have a pattern that cuts a
+text into pieces, and a list of merges.
 
 tiktoken merges by ranks, the order of ids; others by a list of pairs. Either is found from the other here.
 """
 
 import hashlib
+import json
+import re
+import sys
 
 from gradus.errors import UserError, show
 from gradus.tokenizer import LETTERS, build_tokenizer, bytes_to_letters, letters_to_bytes
@@ -20,9 +24,69 @@ PATTERNS = {
     'qwen2': MODERN.replace('DIGITS', r'\p{N}'),
 }
 WHOLE = r'[\s\S]+'                                    # a text is one piece
+CUT = re.compile(r'[^\W_][ \n]')                      # see last_cut
 MAX_EFFORT = 10 ** 8                                  # sum of squared lengths of tokens whose merges are searched
+MAX_LENGTH = 64                                       # bytes of a token that is learned here
 GPT2_SHA256 = 'e35a33a0b2250c932ffdafc4c3a3552aef0cc7af7a11e9ebfddf1d2a6517371f'    # of GPT-2's tokens, one a line
 
+
+def last_cut(text, start=0):
+    """
+    Where a text may be cut without any effect on its tokens: the last place, not before `start`, between a letter or
+    digit and a space or newline; 0 if there is none. All PATTERNS begin a new piece there, whatever follows.
+    """
+    end = len(text)
+    width = 2 ** 10
+    while end > start:
+        begin = max(start, end - width)
+        found = [match.start() + 1 for match in CUT.finditer(text, begin, end)]
+        if found:
+            return found[-1]
+        if begin == start:
+            break
+        end = begin + 1                               # that letter may belong to the space that has been seen
+        width *= 8
+    return 0
+
+
+# ---------------------------------------------------------------------------- training
+
+def train(texts, vocab_size, special=('<|endoftext|>',)):
+    """
+    Plain data of kind bpe with up to `vocab_size` tokens: all bytes, the merges that `texts`, an iterable of strings,
+    ask for most often, and the `special` tokens, of which the first ends a text. Fewer if a text has not that many
+    different pieces. The same texts give the same tokens. Raises UserError.
+    """
+    check_training(vocab_size, special)
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    trained = Tokenizer(models.BPE())
+    trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)    # GPT-2's pattern
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size - len(special), initial_alphabet=LETTERS,
+                                  max_token_length=MAX_LENGTH, show_progress=sys.stderr.isatty())
+    trained.train_from_iterator(texts, trainer)
+
+    found = json.loads(trained.to_str())['model']
+    tokens = sorted(found['vocab'], key=found['vocab'].get)
+    n = len(tokens)
+    check_merges(tokens, set(), found['merges'])
+    return dict(kind='bpe', tokens=[*tokens, *special], special=list(range(n, n + len(special))), start=[],
+                end_id=n, pattern=GPT2)
+
+
+def check_training(vocab_size, special=('<|endoftext|>',)):
+    """Raise UserError if `train` cannot work, so that this is known before hours of reading."""
+    least = 256 + len(special)
+    if not least <= vocab_size <= 2 ** 20:
+        raise UserError(f'vocab_size={vocab_size}: expected {least} to {2 ** 20:,} tokens; '
+                        f"the first {least} are all bytes and {', '.join(special)}")
+    try:
+        import tokenizers  # noqa: F401
+    except ImportError as e:
+        raise UserError('a BPE tokenizer is trained by the package tokenizers; pip install tokenizers') from e
+
+
+# ---------------------------------------------------------------------------- merges
 
 def merges_of(tokens):
     """

@@ -3,6 +3,7 @@ Token files: read them, cut batches out of them. preparation.py writes them, met
 
     data/<name>/train.bin, val.bin    raw little-endian uint16 ids (uint32 if meta.json says so), nothing else
     data/<name>/meta.json             tokenizer, vocabulary size, dtype, token counts, source and its sha256
+    data/<name>/train.pairs.bin, ...  only for pairs of prompt and completion: where they are, see `Pairs`
 
 A split may also be many files, as llm.c and modded-nanogpt write them; see shards.py.
 nanoGPT's folders (with meta.pkl, or without any meta file for GPT-2 tokens) are read as they are.
@@ -112,19 +113,26 @@ class Tokens:
             raise RankError(f'{path}: token id {ids.max()}; expected ids below the vocabulary size '
                             f'{self.vocab_size}; prepare the dataset and its meta file together')
 
+    @property
+    def row_tokens(self):
+        """Tokens that a row of a batch trains on."""
+        return self.block_size
+
     def windows(self, starts):
         """
         Inputs and targets (n, T) int64, one window for each of the n starts: y is x one token later.
         Beyond the end of the file x is 0 and y is -1, which the loss ignores.
         """
         at = np.asarray(starts, dtype=np.int64)[:, None] + np.arange(self.block_size + 1)   # (n, T + 1)
-        past_end = at >= len(self.ids)
+        return self.cut(at, at >= len(self.ids))
+
+    def cut(self, at, past_end):
+        """`windows` of the tokens at the positions `at` (n, T + 1); those in `past_end` are padding."""
         at = np.minimum(at, len(self.ids) - 1)
         block = self.ids[at]
         self._check(block, at)
-        block = torch.from_numpy(block.astype(np.int64))
-        x = block[:, :-1].contiguous()                                          # (n, T)
-        y = block[:, 1:].contiguous()                                           # (n, T)
+        x = torch.from_numpy(block[:, :-1].astype(np.int64, order='C'))         # (n, T)
+        y = torch.from_numpy(block[:, 1:].astype(np.int64, order='C'))          # (n, T), not in the memory of x
         if past_end.any():
             x[torch.from_numpy(past_end[:, :-1])] = 0
             y[torch.from_numpy(past_end[:, 1:])] = -1
@@ -169,15 +177,126 @@ class Tokens:
         return (np.arange(n) * total // n) * self.block_size
 
 
+class Pairs:
+    """
+    Pairs of a prompt and its completion, such as a sentence and its translation. Offers what `Tokens` does; a window is
+    an example, and a start its number.
+
+    Each example is a row of its own, so that none sees another: rows are padded to the longest of a batch, and batches
+    are made of examples of similar length, so that little is padding. Only completions are targets.
+    """
+
+    POOL = 64                                         # batches whose examples are sorted by length together
+
+    def __init__(self, tokens, path, block_size, expected=None):
+        """
+        tokens: those of all examples, one after the other. path: a file with two little-endian int64 for each example:
+        where its completion begins, and where it ends. expected: how many examples. Raises UserError.
+        """
+        require_file(path)
+        index = np.fromfile(path, dtype='<i8')
+        if len(index) % 2 or not len(index) or expected not in (None, len(index) // 2):
+            raise UserError(f'{path}: {os.path.getsize(path):,} bytes; expected 16 for each of '
+                            f"{'one or more' if expected is None else f'{expected:,}'} examples; prepare it again")
+        self.completions, self.ends = index.reshape(-1, 2).T                    # (n,) each
+        self.begins = np.concatenate(([0], self.ends[:-1]))
+        ordered = (self.begins < self.completions) & (self.completions < self.ends)
+        if not ordered.all() or self.ends[-1] != len(tokens):
+            raise UserError(f'{path}: does not fit the tokens beside it; prepare the dataset again')
+        lengths = self.ends - self.begins - 1         # of a row: the last token is only a target
+        if lengths.max() > block_size:
+            long = np.flatnonzero(lengths > block_size)
+            raise UserError(f'{path}: {len(long):,} of {len(lengths):,} pairs are longer than the context '
+                            f'block_size={block_size}: the first is number {long[0] + 1:,} with {lengths[long[0]]:,} '
+                            f'tokens; expected --block_size={lengths.max()} or more, or shorter pairs')
+        self.tokens = tokens
+        self.lengths = lengths
+        self.block_size = block_size
+        self.epoch_key = None                         # (seed, epoch, n) of the shuffled epoch in use, and its batches
+        self.epoch_batches = None
+
+    def __len__(self):
+        return len(self.tokens)
+
+    @property
+    def row_tokens(self):
+        """Tokens that a row of a batch trains on: the mean."""
+        return len(self.tokens) / len(self.ends)
+
+    def windows(self, examples):
+        """
+        Inputs and targets (n, T) int64 of n examples; T is the length of the longest. y is -1 for prompts and padding.
+        A number beyond the last example gives a row of padding.
+        """
+        i = np.minimum(examples, len(self.ends) - 1)
+        ends = np.where(i == examples, self.ends[i], self.begins[i])
+        at = self.begins[i][:, None] + np.arange(self.lengths[i].max() + 1)     # (n, T + 1)
+        x, y = self.tokens.cut(at, at >= ends[:, None])
+        y[torch.from_numpy(at[:, 1:] < self.completions[i][:, None])] = -1
+        return x, y
+
+    def prompt(self, example):
+        """The ids of a prompt, with the separator after it."""
+        return self.tokens.ids[self.begins[example]:self.completions[example]].tolist()
+
+    def batch_starts(self, seed, step, n, order='random'):
+        """
+        The n examples of step `step`, in the order of their lengths: a function of (seed, step) alone.
+
+        random: any examples, independently each time.  shuffled: each example once per epoch, in batches of similar
+        length; of the last, incomplete batch none, but that is another one in each epoch.
+        """
+        if order == 'shuffled':
+            epoch, position = divmod(step, max(len(self.ends) // n, 1))
+            return self._epoch(seed, epoch, n)[position]
+        random = np.random.Generator(np.random.Philox(key=seed, counter=[0, step, 0, 0]))
+        return self._sorted(random.integers(0, len(self.ends), size=n))
+
+    def _epoch(self, seed, epoch, n):
+        """The batches of epoch `epoch`, n examples each; the last epoch asked for is cached."""
+        if self.epoch_key != (seed, epoch, n):
+            random = np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 1, epoch]))
+            examples = random.permutation(len(self.ends))
+            examples = np.resize(examples, max(len(examples) // n, 1) * n)      # repeated if there are less than n
+            pools = np.split(examples, range(self.POOL * n, len(examples), self.POOL * n))
+            batches = np.concatenate([self._sorted(pool).reshape(-1, n) for pool in pools])
+            self.epoch_key = seed, epoch, n
+            self.epoch_batches = random.permutation(batches)
+        return self.epoch_batches
+
+    def _sorted(self, examples):
+        return examples[np.argsort(self.lengths[examples], kind='stable')]
+
+    def eval_starts(self, n):
+        """Examples to measure a loss on, the same at every call: n, evenly spread; all of them if n is 0."""
+        total = len(self.ends)
+        n = min(n, total) or total
+        return self._sorted(np.arange(n) * total // n)
+
+
 @dataclass
 class Dataset:
     """A folder of data/, opened for a model."""
-    train: Tokens
-    val: Tokens
+    train: Tokens | Pairs
+    val: Tokens | Pairs
     tokenizer: object                     # None if GPT-2's files are missing, or meta.pkl does not describe one
     tokenizer_spec: dict | None           # the same as plain data; None if meta.pkl does not describe one
     byte_lengths: torch.Tensor | None     # (V,): how many bytes each id stands for; 0 for ids that pad the vocabulary
     fingerprint: str = ''                 # changes when the folder holds another dataset
+
+    def sample_start(self):
+        """The ids that a sample starts from: of pairs, a prompt that was held out."""
+        return self.val.prompt(0) if isinstance(self.val, Pairs) else [self.tokenizer.start_id]
+
+    def sample_text(self, ids):
+        """The text of a sample: what follows its start, or, of pairs, prompt and completion."""
+        if not isinstance(self.val, Pairs):
+            return self.tokenizer.decode(ids[1:])
+        n = len(self.sample_start())
+        prompt, completion = ids[:n - len(self.tokenizer.separator)], ids[n:]
+        if self.tokenizer.end_id in completion:
+            completion = completion[:completion.index(self.tokenizer.end_id)]
+        return self.tokenizer.decode(prompt) + '\n' + self.tokenizer.decode(completion)
 
 
 def open_dataset(folder, meta, vocab_size, block_size):
@@ -208,10 +327,15 @@ def open_dataset(folder, meta, vocab_size, block_size):
 
 
 def _open_split(folder, split, meta, vocab_size, block_size):
-    """The tokens of train or val: a file of that name, or shards."""
+    """The tokens of train or val: a file of that name, or shards; or pairs, if meta.json counts them."""
     expected = meta.get(f'{split}_tokens')
     names = file_names(folder, split)
+    plain = os.path.join(folder, f'{split}.bin')
+    n_pairs = meta.get(f'{split}_pairs')
+    if n_pairs is not None:
+        tokens = Tokens(plain, meta['dtype'], vocab_size, 1, expected)
+        return Pairs(tokens, os.path.join(folder, f'{split}.pairs.bin'), block_size, n_pairs)
     if names == [f'{split}.bin']:
-        return Tokens(os.path.join(folder, f'{split}.bin'), meta['dtype'], vocab_size, block_size, expected)
+        return Tokens(plain, meta['dtype'], vocab_size, block_size, expected)
     paths = [os.path.join(folder, name) for name in names]
     return Tokens.from_shards(paths, meta['dtype'], vocab_size, block_size, expected)

@@ -23,7 +23,7 @@ def read_meta(folder):
     """
     What the ids of `folder` mean: {'vocab_size', 'dtype', 'tokenizer'} from meta.json, else from nanoGPT's meta.pkl,
     else GPT-2's, as nanoGPT assumes, unless the header of a shard says that they are Llama 3's; from meta.json also
-    'train_tokens', 'val_tokens' and 'source', None if missing.
+    'source' and the counts 'train_tokens', 'val_tokens', 'train_pairs', 'val_pairs', None if missing.
     If it is not known which text an id is, 'tokenizer' is None, and 'no_tokenizer' a sentence that says why.
     Raises UserError.
     """
@@ -96,12 +96,13 @@ def _read_meta_json(path):
         raise _wrong(path, meta, 'vocab_size', f'at least the {n_vocab:,} of its tokenizer')
 
     # What may be there.
-    for name in ('train_tokens', 'val_tokens'):
-        if meta.get(name) is not None and not _is_count(meta[name]):
-            raise _wrong(path, meta, name, 'a number of tokens')
+    counts = {}
+    for name in ('train_tokens', 'val_tokens', 'train_pairs', 'val_pairs'):
+        counts[name] = meta.get(name)
+        if counts[name] is not None and not _is_count(counts[name]):
+            raise _wrong(path, meta, name, f"a number of {name.partition('_')[2]}")
     source = meta.get('source')
-    return dict(vocab_size=vocab_size, dtype=DTYPES[dtype], tokenizer=tokenizer,
-                train_tokens=meta.get('train_tokens'), val_tokens=meta.get('val_tokens'),
+    return dict(vocab_size=vocab_size, dtype=DTYPES[dtype], tokenizer=tokenizer, **counts,
                 source=source if type(source) is str else None)
 
 

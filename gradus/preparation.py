@@ -22,9 +22,8 @@ import numpy as np
 from gradus.errors import UserError, one_line, printable
 from gradus.files import DISK_FULL, WriteError, make_folder, require_file, sync_folder, temporary_name
 from gradus.lock import Lock
-from gradus.tokenizer import CharTokenizer, build_tokenizer
 
-FILES = ('train.bin', 'val.bin', 'meta.json')
+FILES = ('train.bin', 'val.bin', 'meta.json', 'train.pairs.bin', 'val.pairs.bin')    # all that a dataset may have
 ELSEWHERE = 'choose another folder with --out'
 
 
@@ -74,83 +73,131 @@ def download(url, sha256, path, instead=None):
         raise UserError(f'{url}: sha256 {found[:12]}..., expected {sha256[:12]}...: another file came; '
                         'download it elsewhere and pass it with --input FILE')
     make_folder(folder, ELSEWHERE)
-    replace_files(folder, {os.path.basename(path): [content]})
+    name = os.path.basename(path)
+    write_files(folder, [name], [(name, content)])
     return path
 
 
 # ---------------------------------------------------------------------------- writing
 
-def write(folder, train, val, tokenizer, source, sha256):
+def write(folder, pieces, tokenizer, source, sha256, index=None):
     """
     Write train.bin, val.bin and meta.json into `folder`. Whenever this is interrupted, the folder holds the dataset
     that it held before, or the new one, or one that is refused as incomplete. Raises UserError.
 
-    train, val: iterables of chunks, each a sequence of ids ([ids] if there is only one); tokenizer: one of
-    tokenizer.py's; source: what the ids were made from, in words; sha256: of that text, in hexadecimal.
+    pieces: (split, ids) in any order of the splits 'train' and 'val', so that one pass over the text can fill both
+    files; tokenizer: one of tokenizer.py's; source: what the ids were made from, in words; sha256: of that text, in
+    hexadecimal; index: only for pairs, what train.pairs.bin and val.pairs.bin will hold: {split: a flat list of two
+    numbers for each example}, which grows while the pieces are asked for.
     """
-    dtype = 'uint16' if tokenizer.n_vocab <= 2 ** 16 else 'uint32'
-    on_disk = np.dtype(dtype).newbyteorder('<')
-    counts = {}
+    dtype = dtype_for(tokenizer)
+    counts = dict(train=0, val=0)
 
-    def token_bytes(name, chunks):
-        counts[name] = 0
-        for ids in chunks:
-            ids = np.asarray(ids, dtype=on_disk)
-            counts[name] += ids.size
-            yield ids.tobytes()
-
-    def meta_bytes():
-        """Comes last, when the tokens have been counted."""
+    def contents():
+        for split, ids in pieces:
+            ids = np.asarray(ids, dtype=on_disk(dtype))
+            counts[split] += ids.size
+            yield f'{split}.bin', ids.tobytes()
+        more = {}
+        for split, numbers in (index or {}).items():
+            more[f'{split}_pairs'] = len(numbers) // 2
+            yield f'{split}.pairs.bin', np.asarray(numbers, dtype='<i8').tobytes()
         meta = dict(tokenizer=tokenizer.to_json(), vocab_size=tokenizer.n_vocab, dtype=dtype,
-                    train_tokens=counts['train'], val_tokens=counts['val'], source=source, sha256=sha256)
-        yield (json.dumps(meta, indent=1) + '\n').encode()
+                    train_tokens=counts['train'], val_tokens=counts['val'], source=source, sha256=sha256, **more)
+        yield 'meta.json', (json.dumps(meta, indent=1) + '\n').encode()
 
     make_folder(folder, ELSEWHERE)
-    replace_files(folder, {'train.bin': token_bytes('train', train), 'val.bin': token_bytes('val', val),
-                           'meta.json': meta_bytes()})
+    write_files(folder, FILES if index else FILES[:3], contents())
     print(f"{printable(folder)}: train has {counts['train']:,} tokens, val has {counts['val']:,} tokens, "
           f'vocabulary {tokenizer.n_vocab:,}')
 
 
-def replace_files(folder, contents):
+def splits(train, val):
+    """The pieces that `write` takes, from two iterables of chunks of ids."""
+    for split, chunks in (('train', train), ('val', val)):
+        for ids in chunks:
+            yield split, ids
+
+
+def dtype_for(tokenizer):
+    """The name of the smallest type that holds all ids of a tokenizer, as meta.json says it."""
+    return 'uint16' if tokenizer.n_vocab <= 2 ** 16 else 'uint32'
+
+
+def on_disk(dtype):
+    """numpy's type of that name in the order of bytes that .bin files have."""
+    return np.dtype(dtype).newbyteorder('<')
+
+
+def write_files(folder, names, pieces):
     """
-    Put new files into `folder`: `contents` gives for each name the pieces, bytes, to write. All of them are written
-    under temporary names and flushed to disk before the first is renamed. Raises WriteError.
+    Put new files into `folder`: `pieces` gives (name, bytes) in any order of the `names`. All files are written under
+    temporary names and flushed to disk before the first is renamed. Raises WriteError.
 
-    The first file is the one without which a folder counts as incomplete: an old one is removed before any other
-    file is replaced, and the new one comes last.
+    The first name is that of the file without which a folder counts as incomplete: an old one is removed before any
+    other file is replaced, and the new one comes last. If it is a dataset's, other files of an old dataset are removed,
+    too.
     """
-    with _writing(folder), Lock(folder, 'another process is writing to it'):
-        _replace_files(folder, contents)
-
-
-def _replace_files(folder, contents):
-    paths = [os.path.join(folder, name) for name in contents]
+    lock = Lock(folder, 'another process is writing to it')
     with _writing(folder):
-        remove_leftovers(folder, contents)
+        lock.acquire()
     try:
-        for path, pieces in zip(paths, contents.values()):
-            with _writing(path), open(temporary_name(path), 'wb') as f:
-                for piece in pieces:
-                    f.write(piece)
-                f.flush()
-                os.fsync(f.fileno())
+        _write_files(folder, names, pieces)
+    finally:
+        lock.release()
 
-        first, *others = paths
-        with _writing(first):
-            if others and os.path.lexists(first):
-                os.remove(first)
-                sync_folder(folder)
-        for path in reversed(others):                 # meta.json first: it says what the folder will hold
-            with _writing(path):
-                os.replace(temporary_name(path), path)
-        with _writing(first):
-            sync_folder(folder)
-            os.replace(temporary_name(first), first)
-            sync_folder(folder)
+
+def _write_files(folder, names, pieces):
+    first, *others = names
+    stale = [name for name in FILES if name not in names and first in FILES]
+    with _writing(folder):
+        remove_leftovers(folder, [*names, *stale])
+    try:
+        _write_temporary(folder, names, pieces)
+        _rename(folder, first, others, stale)
     finally:
         with contextlib.suppress(OSError):
-            remove_leftovers(folder, contents)
+            remove_leftovers(folder, names)
+
+
+def _write_temporary(folder, names, pieces):
+    """Write the pieces under temporary names; at the end, all of them are on disk."""
+    with contextlib.ExitStack() as stack:
+        files = {}
+        for name in names:
+            path = os.path.join(folder, name)
+            stack.enter_context(_writing(path))
+            files[name] = stack.enter_context(open(temporary_name(path), 'wb'))
+        for name, piece in pieces:
+            with _writing(os.path.join(folder, name)):
+                files[name].write(piece)
+        for name, file in files.items():
+            with _writing(os.path.join(folder, name)):
+                file.flush()
+                os.fsync(file.fileno())
+
+
+def _rename(folder, first, others, stale):
+    """Let the temporary files take the places of the old ones, in the order that `write_files` promises."""
+    path = os.path.join(folder, first)
+    with _writing(path):
+        if (others or stale) and os.path.lexists(path):
+            os.remove(path)
+            sync_folder(folder)
+    for name in stale:
+        path = os.path.join(folder, name)
+        with _writing(path):
+            if os.path.lexists(path):
+                os.remove(path)
+    for name in reversed(others):                     # meta.json first: it says what the folder will hold
+        path = os.path.join(folder, name)
+        with _writing(path):
+            os.replace(temporary_name(path), path)
+    path = os.path.join(folder, first)
+    with _writing(path):
+        sync_folder(folder)
+        os.replace(temporary_name(path), path)
+        sync_folder(folder)
 
 
 @contextlib.contextmanager
@@ -190,30 +237,6 @@ def _runs(pid):
     except (OSError, OverflowError):                  # not ours
         pass
     return True
-
-
-def write_text(folder, paths, kind):
-    """
-    Make a dataset of UTF-8 text files, one after the other; the last tenth of the text becomes val.bin. kind: that of
-    the tokenizer (char, byte, gpt2), or its plain data. Raises UserError.
-    """
-    text = '\n'.join(read_text(path) for path in paths)
-    if len(text) < 100:
-        raise UserError(f'{", ".join(paths)}: {len(text)} characters; expected at least 100 characters to train on')
-    if kind == 'char':
-        tokenizer = CharTokenizer.from_text(text)
-    else:
-        tokenizer = build_tokenizer(kind if isinstance(kind, dict) else {'kind': kind})
-    cut = int(len(text) * 0.9)
-    train = tokenizer.encode_ordinary(text[:cut])
-    val = tokenizer.encode_ordinary(text[cut:])
-    sha256 = hashlib.sha256(text.encode()).hexdigest()
-    write(folder, [train], [val], tokenizer, source=source_of(paths), sha256=sha256)
-
-
-def source_of(paths):
-    """What meta.json says about a dataset made of the files `paths`."""
-    return ', '.join(paths)
 
 
 # ---------------------------------------------------------------------------- automatic preparation

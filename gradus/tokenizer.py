@@ -1,34 +1,53 @@
 """
 Text to numbers and back.
 
-    encode('Hi') -> [72, 105]        decode([72, 105]) -> 'Hi'
+    encode('Hi') -> [72, 105]        decode([72, 105]) -> 'Hi'        encode_array('Hi') -> np.array([72, 105])
 
 Four kinds. Each is stored as plain data, {"kind": ...}, in a dataset's meta.json and inside checkpoints:
 
     byte   256 ids, the bytes of UTF-8: any text, nothing to learn, nothing unknown
     char   one id for each character of the training text
     gpt2   GPT-2's 50,257 byte-pair tokens, through tiktoken
-    bpe    byte-pair tokens of another model, such as Llama 3 or Qwen3, through tiktoken too
+    bpe    byte-pair tokens learned from the text, or those of a model such as Llama 3 or Qwen3, through tiktoken too
+
+A dataset of pairs adds two keys to any of them: `separator`, the ids that end a prompt, and `end_id`, that of the end
+of a completion.
 """
 
 import re
 import unicodedata
+from contextlib import contextmanager
 
 import numpy as np
 
 from gradus.errors import UserError, one_line, show
 
 
-class ByteTokenizer:
-    n_vocab = 256
+class Tokenizer:
+    """What all kinds have."""
+
     start = ()                                        # ids that precede every prompt
+    separator = ()                                    # ids that follow every prompt: only after training on pairs
+    end_id = None                                     # of the token that marks the end of a text; None: there is none
+
+    def to_json(self):
+        """Plain data, from which `build_tokenizer` makes the tokenizer again."""
+        pairs = dict(separator=list(self.separator), end_id=self.end_id) if self.separator else {}
+        return {**self.plain(), **pairs}
+
+
+class ByteTokenizer(Tokenizer):
+    n_vocab = 256
     start_id = 10                                     # what an empty prompt starts from: a newline
-    end_id = None                                     # no token marks the end of a text
 
     def encode(self, text):
         return list(text.encode('utf-8', errors='replace'))
 
     encode_ordinary = encode
+
+    def encode_array(self, text):
+        """`encode_ordinary` for large texts: an array of ids."""
+        return np.frombuffer(text.encode('utf-8', errors='replace'), dtype=np.uint8)
 
     def decode(self, ids):
         return bytes(ids).decode('utf-8', errors='replace')
@@ -41,20 +60,18 @@ class ByteTokenizer:
         """How many bytes of UTF-8 each id stands for: (n_vocab,) integers."""
         return np.ones(256, dtype=np.int64)
 
-    def to_json(self):
+    def plain(self):
         return {'kind': 'byte'}
 
 
-class CharTokenizer:
-    start = ()
-    end_id = None
-
+class CharTokenizer(Tokenizer):
     def __init__(self, chars):
         """`chars`: the characters in the order of their ids, as a string or a list."""
         self.chars = list(chars)
         self.ids = {c: i for i, c in enumerate(self.chars)}
         self.n_vocab = len(self.chars)
         self.start_id = self.ids.get('\n', 0)
+        self.table = None                             # the ids by code point, for `encode_array`
 
     @classmethod
     def from_text(cls, text):
@@ -70,9 +87,23 @@ class CharTokenizer:
         at = text.index(unknown)
         context = text[max(0, at - 10):at + 10]
         raise UserError(f'character {show(unknown)} at position {at} of the text {show(context)}: expected one of the '
-                        f'{self.n_vocab} characters of the training text; leave it out or replace it')
+                        f'{self.n_vocab} characters of the training text; leave it out or replace it, or train on a '
+                        'dataset of data/prepare.py --tokenizer=byte, which knows all characters')
 
     encode_ordinary = encode
+
+    def encode_array(self, text):
+        """`encode_ordinary` for large texts: an array of ids. Raises UserError, too."""
+        if self.table is None:
+            table = np.full(0x110000, -1, dtype=np.int32)
+            for c, i in self.ids.items():
+                if len(c) == 1:
+                    table[ord(c)] = i
+            self.table = table
+        ids = self.table[np.frombuffer(text.encode('utf-32-le', 'surrogatepass'), dtype='<u4')]
+        if ids.size and ids.min() < 0:
+            self.encode(text)                         # finds out which character it is
+        return ids
 
     def decode(self, ids):
         return ''.join(self.chars[i] for i in ids)
@@ -83,13 +114,12 @@ class CharTokenizer:
     def byte_lengths(self):
         return np.array([len(c.encode('utf-8', errors='replace')) for c in self.chars], dtype=np.int64)
 
-    def to_json(self):
+    def plain(self):
         return {'kind': 'char', 'chars': self.chars}
 
 
-class GPT2Tokenizer:
+class GPT2Tokenizer(Tokenizer):
     n_vocab = 50257
-    start = ()
 
     def __init__(self):
         """Raises UserError if tiktoken or its files are missing."""
@@ -111,6 +141,10 @@ class GPT2Tokenizer:
         """For training text: <|endoftext|> is text like any other."""
         return self.bpe.encode_ordinary(text)
 
+    def encode_array(self, text):
+        """`encode_ordinary` for large texts: an array of ids. Other threads can work meanwhile."""
+        return encode_to_array(self.bpe, text)
+
     def decode(self, ids):
         return self.bpe.decode(ids)
 
@@ -121,11 +155,11 @@ class GPT2Tokenizer:
         lengths = [len(self.bpe.decode_single_token_bytes(i)) for i in range(self.n_vocab)]
         return np.array(lengths, dtype=np.int64)
 
-    def to_json(self):
+    def plain(self):
         return {'kind': 'gpt2'}
 
 
-class BPETokenizer:
+class BPETokenizer(Tokenizer):
     """
     Byte-pair encoding: a text is cut into pieces by a pattern; in each piece, the two neighbours that make the token
     learned first are merged, again and again. Sennrich et al. 2016, on bytes as in GPT-2.
@@ -175,17 +209,34 @@ class BPETokenizer:
 
     def encode_ordinary(self, text):
         """For training text: special tokens are text like any other."""
-        if self.spec.get('normalizer'):
-            text = unicodedata.normalize(self.spec['normalizer'], text)
-        try:
+        text = self._normalized(text)
+        with self._naming_the_pattern(text):
             if not self.missing.isdisjoint(text.encode('utf-8', 'replace')):
                 return self._encode_without_missing(text)
             return self.bpe.encode_ordinary(text)
+
+    def _normalized(self, text):
+        if self.spec.get('normalizer'):
+            return unicodedata.normalize(self.spec['normalizer'], text)
+        return text
+
+    @contextmanager
+    def _naming_the_pattern(self, text):
+        """Whatever goes wrong inside becomes a UserError about the pattern."""
+        try:
+            yield
         except BaseException as e:                    # a pattern that gives up is a PanicException
             if isinstance(e, Exception) or type(e).__name__ == 'PanicException':
                 raise UserError(f"tokenizer of kind bpe with pattern {show(self.spec['pattern'])}: it fails on a text "
                                 f'of {len(text):,} characters; use another tokenizer') from e
             raise
+
+    def encode_array(self, text):
+        """`encode_ordinary` for large texts: an array of ids. Other threads can work meanwhile."""
+        if self.missing:
+            return np.array(self.encode_ordinary(text), dtype=np.uint32)
+        with self._naming_the_pattern(text):
+            return encode_to_array(self.bpe, self._normalized(text))
 
     def _encode_without_missing(self, text):
         """Bytes that the vocabulary lacks are left out before their neighbours are merged, as in transformers."""
@@ -207,8 +258,16 @@ class BPETokenizer:
     def byte_lengths(self):
         return np.array([len(b) for b in self.bytes], dtype=np.int64)
 
-    def to_json(self):
+    def plain(self):
         return self.spec
+
+
+def encode_to_array(bpe, text):
+    """The ids of a text in an encoding of tiktoken, whose special tokens are text like any other here."""
+    try:
+        return bpe.encode_to_numpy(text, disallowed_special=())
+    except UnicodeEncodeError:                        # half a character
+        return np.array(bpe.encode_ordinary(text), dtype=np.uint32)
 
 
 # ---------------------------------------------------------------------------- bytes as letters
@@ -244,11 +303,25 @@ def check_spec(spec):
     if type(kind) is not str or kind not in ('byte', 'char', 'gpt2', 'bpe'):
         raise UserError(f'tokenizer {show(spec)}: expected a kind among byte, char, gpt2, bpe')
     if kind == 'bpe':
-        return check_bpe(spec)
-    if kind != 'char':
-        return ByteTokenizer.n_vocab if kind == 'byte' else GPT2Tokenizer.n_vocab
+        n_vocab = check_bpe(spec)
+    elif kind == 'char':
+        n_vocab = check_chars(spec.get('chars'))
+    else:
+        n_vocab = ByteTokenizer.n_vocab if kind == 'byte' else GPT2Tokenizer.n_vocab
 
-    chars = spec.get('chars')
+    def is_id(i):
+        return type(i) is int and 0 <= i < n_vocab
+
+    separator, end_id = spec.get('separator'), spec.get('end_id')
+    if separator is not None and not (type(separator) is list and separator and all(map(is_id, separator))):
+        raise UserError(f'tokenizer of kind {kind}: separator is {show(separator)}; expected ids below {n_vocab}')
+    if end_id is not None and not is_id(end_id):
+        raise UserError(f'tokenizer of kind {kind}: end_id is {show(end_id)}; expected an id below {n_vocab}')
+    return n_vocab
+
+
+def check_chars(chars):
+    """How many tokens a tokenizer of kind char has. Raises UserError."""
     strings = type(chars) is list and chars and all(type(c) is str and c for c in chars)
     if not strings or len(set(chars)) != len(chars):
         raise UserError(f'tokenizer of kind char with chars {show(chars)}: expected a list of different strings')
@@ -299,9 +372,14 @@ def build_tokenizer(spec):
     """The tokenizer that `to_json` described. Raises UserError if `spec` is not such a description."""
     check_spec(spec)
     if spec['kind'] == 'byte':
-        return ByteTokenizer()
-    if spec['kind'] == 'gpt2':
-        return GPT2Tokenizer()
-    if spec['kind'] == 'bpe':
-        return BPETokenizer(spec)
-    return CharTokenizer(spec['chars'])
+        tokenizer = ByteTokenizer()
+    elif spec['kind'] == 'gpt2':
+        tokenizer = GPT2Tokenizer()
+    elif spec['kind'] == 'bpe':
+        tokenizer = BPETokenizer(spec)
+    else:
+        tokenizer = CharTokenizer(spec['chars'])
+    if spec.get('separator'):
+        tokenizer.separator = spec['separator']
+        tokenizer.end_id = spec.get('end_id', tokenizer.end_id)
+    return tokenizer

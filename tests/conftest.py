@@ -78,7 +78,7 @@ def prepare_babble():
     tokenizer = CharTokenizer.from_text(text)
     train_ids = tokenizer.encode(text[:18_000])
     val_ids = tokenizer.encode(text[18_000:])
-    preparation.write('data/babble', [train_ids], [val_ids], tokenizer, 'babble', '0')
+    preparation.write('data/babble', [('train', train_ids), ('val', val_ids)], tokenizer, 'babble', '0')
 
 
 def settings(**changes):

@@ -47,7 +47,8 @@ from gradus import preparation
 from gradus.errors import exit_on_error
 from gradus.tokenizer import ByteTokenizer
 with exit_on_error():
-    preparation.write('data/x', [list(range(100))], [list(range(100))], ByteTokenizer(), 'numbers', '0')
+    ids = list(range(100))
+    preparation.write('data/x', [('train', ids), ('val', ids)], ByteTokenizer(), 'numbers', '0')
 """
 
 

@@ -4,7 +4,6 @@ import importlib.util
 import os
 import shutil
 import sys
-import time
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import REPO, limited, run_script, small_disk
 
-from gradus import bulk
+from gradus import bulk, corpus
 from gradus.errors import UserError, exit_on_error
 from gradus.metadata import read_meta
 
@@ -261,13 +260,13 @@ def test_damaged_parquet_files(fineweb, run, gpt2):
     write_parquet('column.parquet', texts_of(1000), column='content')
     write_parquet('numbers.parquet', list(range(1000)))
     write_parquet('few.parquet', texts_of(9))
-    for name, *message in [('cut', 'cannot be read as parquet', 'download it again'),
+    for name, *message in [('cut', 'cannot be read as parquet'),
                            ('empty', 'cannot be read as parquet'),
                            ('text', 'cannot be read as parquet'),
                            ('folder', 'a folder; expected a file'),
                            ('missing', 'No such file'),
-                           ('column', 'no column text; found id, content; '),
-                           ('numbers', 'column text holds int64; expected strings'),
+                           ('column', "no field 'text'; choose one of those there with --field=NAME: id, content"),
+                           ('numbers', "'text' is a column of int64; expected strings"),
                            ('few', '9 documents; expected at least 1,000')]:
         assert_refused(run(fineweb, '--input', f'{name}.parquet', '--out', 'd'), f'{name}.parquet: ', *message)
         assert not os.path.exists('d')
@@ -277,9 +276,18 @@ def test_damaged_parquet_files(fineweb, run, gpt2):
     broken = bytearray(content)
     broken[len(content) // 8:len(content) // 2] = bytes(len(content) // 2 - len(content) // 8)
     Path('broken.parquet').write_bytes(broken)
-    for name, message in (('none', 'a row without text'), ('broken', 'cannot be read as parquet')):
+    for name, message in [('none', "row 1501: 'text' is None; expected a string"),
+                          ('broken', 'cannot be read as parquet')]:
         assert_refused(run(fineweb, '--input', good, f'{name}.parquet', '--out', 'd'), f'{name}.parquet: {message}')
         assert os.listdir('d') == []
+
+
+def test_the_text_may_be_in_another_column(fineweb, openwebtext, run, gpt2):
+    write_parquet('a.parquet', texts_of(1000), column='content')
+    for script in (fineweb, openwebtext):
+        ran = run(script, '--input', 'a.parquet', '--field=content', '--out', 'd')
+        assert (ran.code, ran.err) == (0, '')
+        assert len(documents_of('d/train.bin', gpt2)) == 999
 
 
 # ---------------------------------------------------------------------------- room
@@ -333,39 +341,35 @@ def test_folders_that_cannot_be(fineweb, openwebtext, run, gpt2):
 
 # ---------------------------------------------------------------------------- encoding
 
-def test_documents_keep_their_order_and_no_more_than_two_batches_are_read_ahead(gpt2, monkeypatch):
-    """Slow documents at the beginning, quick ones at the end of each batch."""
+def test_documents_keep_their_order_and_few_are_read_ahead(gpt2, monkeypatch):
+    """Two documents a task; the threads of a two-core machine hold four tasks, and one more is being made."""
+    monkeypatch.setattr(corpus, 'CHUNK', 30)
+    monkeypatch.setattr(corpus, 'n_cores', lambda: 2)
     read = []
 
-    def batches():
-        for i in range(10):
-            read.append(i)
-            yield texts_of(4, first=4 * i)
+    def texts():
+        for text in texts_of(400):
+            read.append(text)
+            yield text
 
-    def encode(text):
-        time.sleep(0.002 * (4 - int(text.split()[-1]) % 4))
-        return np.array(gpt2.encode_ordinary(text), dtype=np.uint32)
-
-    monkeypatch.setattr(bulk, '_encoder', lambda tokenizer: encode)
     ids = []
-    for used, (split, part) in enumerate(bulk.encoded(batches(), gpt2, 40, lambda i: False)):
+    for used, (split, part) in enumerate(bulk.encoded(texts(), gpt2, 400, lambda i: False), start=1):
         assert split == 'train'
-        assert len(read) <= used + 2
+        assert len(read) <= 2 * (used + 4)
         ids += part.tolist()
-    assert ids == [i for text in texts_of(40) for i in [*gpt2.encode_ordinary(text), END]]
+    assert ids == [i for text in texts_of(400) for i in [*gpt2.encode_ordinary(text), END]]
 
 
-def test_ids_are_those_of_encode_ordinary(gpt2):
-    text = 'Grüße aus 北京 <|endoftext|>\n\n  def f(x):\r\n\treturn 1234567 \U0001f600\0' * 20
-    assert bulk._encoder(gpt2)(text).tolist() == gpt2.encode_ordinary(text)
-    assert bulk._encoder(gpt2)('').tolist() == []
+def test_an_empty_document_is_an_end(gpt2):
+    pieces = bulk.encoded(['a', '', 'b', ''], gpt2, 4, lambda i: i > 1)
+    assert {split: ids.tolist() for split, ids in pieces} == {'train': [64, END, END], 'val': [65, END, END]}
 
 
 def test_a_stream_that_is_abandoned_ends_its_threads(gpt2):
     import threading
 
     before = threading.active_count()
-    pieces = bulk.encoded((texts_of(10) for _ in range(100)), gpt2, 1000, lambda i: False)
+    pieces = bulk.encoded(texts_of(10_000), gpt2, 10_000, lambda i: False)
     next(pieces)
     assert threading.active_count() > before
     pieces.close()

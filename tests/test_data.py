@@ -44,6 +44,12 @@ def test_nothing_is_learned_beyond_the_end():
     assert y.tolist() == [[19, -1, -1, -1], [-1, -1, -1, -1]]
 
 
+def test_inputs_and_targets_of_a_single_row_share_no_memory():
+    x, y = tokens_of(range(10, 20), 4).windows([8])
+    assert x.tolist() == [[18, 19, 0, 0]]
+    assert y.tolist() == [[19, -1, -1, -1]]
+
+
 def test_batches_depend_on_seed_and_step_alone():
     tokens = tokens_of(range(5000), 8, vocab_size=5000)
     first = tokens.batch_starts(3, 17, 64)
@@ -175,7 +181,7 @@ def opened(folder='d', block_size=4):
 
 
 def write(ids=(3, 1, 4, 1, 5, 9, 2, 6), tokenizer=None, source='pi'):
-    preparation.write('d', [ids], [ids], tokenizer or ByteTokenizer(), source, '0')
+    preparation.write('d', [('train', ids), ('val', ids)], tokenizer or ByteTokenizer(), source, '0')
 
 
 def test_a_dataset_is_opened(capsys):

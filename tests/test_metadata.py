@@ -98,7 +98,8 @@ def test_a_meta_json_with_more_in_it_is_read():
     Path('d/meta.json').write_text('{"vocab_size": 3, "vocab_size": 300, "dtype": "uint32", "x": [NaN], '
                                    '"tokenizer": {"kind": "byte"}, "source": 5}')
     assert metadata.read_meta('d') == dict(vocab_size=300, dtype=np.dtype('<u4'), tokenizer={'kind': 'byte'},
-                                       train_tokens=None, val_tokens=None, source=None)
+                                           train_tokens=None, val_tokens=None,
+                                           train_pairs=None, val_pairs=None, source=None)
 
 
 @pytest.mark.skipif(os.name != 'posix', reason='pipes and devices are different there')

@@ -89,7 +89,8 @@ def test_dataset_round_trip_with_large_ids():
     class Big(ByteTokenizer):
         n_vocab = 100_000
 
-    preparation.write('data/big', [[99_999, 1], [70_000]], [[5, 65_536]], Big(), 'numbers', 'ab' * 32)
+    pieces = [('train', [99_999, 1]), ('val', [5]), ('train', np.array([70_000])), ('val', [65_536])]
+    preparation.write('data/big', pieces, Big(), 'numbers', 'ab' * 32, more='kept')
     meta = metadata.read_meta('data/big')
     assert os.path.getsize('data/big/train.bin') == 12
     assert meta['dtype'] == np.dtype('<u4')
@@ -101,18 +102,18 @@ def test_dataset_round_trip_with_large_ids():
 
     on_disk = json.loads(Path('data/big/meta.json').read_text(encoding='utf-8'))
     assert (on_disk['train_tokens'], on_disk['val_tokens']) == (3, 2)
-    assert (on_disk['sha256'], on_disk['source']) == ('ab' * 32, 'numbers')
+    assert (on_disk['sha256'], on_disk['source'], on_disk['more']) == ('ab' * 32, 'numbers', 'kept')
 
 
 def test_ids_are_little_endian_uint16():
-    preparation.write('d', [[258, 1]], [[0]], CharTokenizer([chr(i) for i in range(300)]), '', '')
+    preparation.write('d', [('train', [258, 1]), ('val', [0])], CharTokenizer([chr(i) for i in range(300)]), '', '')
     assert Path('d/train.bin').read_bytes() == b'\x02\x01\x01\x00'
 
 
 def test_a_broken_write_leaves_the_old_file():
-    preparation.write('d', [[1, 2]], [[3]], ByteTokenizer(), '', '')
+    preparation.write('d', [('train', [1, 2]), ('val', [3])], ByteTokenizer(), '', '')
     with pytest.raises(OverflowError):
-        preparation.write('d', [[4], [70_000]], [[3]], ByteTokenizer(), '', '')
+        preparation.write('d', preparation.splits([[4], [70_000]], [[3]]), ByteTokenizer(), '', '')
     assert Path('d/train.bin').read_bytes() == b'\x01\x00\x02\x00'
 
 
@@ -181,20 +182,24 @@ class HalfWritten:
 
 OLD = [list(b'abcab'), list(b'cab')], ByteTokenizer()
 NEW = [[0, 1, 2, 2, 2], [1, 1, 1]], CharTokenizer('xyz')
+PAIRS = ['train.pairs.bin', 'val.pairs.bin']
 
 
 def write(dataset):
     (train, val), tokenizer = dataset
-    preparation.write('d', [train], [val], tokenizer, 'text', '0')
+    preparation.write('d', [('train', train), ('val', val)], tokenizer, 'text', '0')
 
 
 def write_old(kind):
-    """The same tokens with meta.json, with nanoGPT's meta.pkl, or as GPT-2's."""
+    """The same tokens with meta.json, with the files of pairs beside it, with nanoGPT's meta.pkl, or as GPT-2's."""
     shutil.rmtree('d', ignore_errors=True)
     if kind == 'nothing':
         return
     write(OLD)
-    if kind != 'json':
+    if kind == 'pairs':
+        for name in PAIRS:
+            Path('d', name).write_bytes(b'old')
+    elif kind != 'json':
         os.remove('d/meta.json')
     if kind == 'pkl':
         Path('d/meta.pkl').write_bytes(pickle.dumps({'vocab_size': 256, 'itos': [chr(i) for i in range(256)]}))
@@ -210,7 +215,8 @@ def opened():
     except UserError as e:
         assert re.search('there is no folder|prepare the dataset first|prepare it again', str(e)), e
         return None
-    return found.train.ids.tolist(), found.val.ids.tolist(), meta['vocab_size'], meta['tokenizer']
+    pairs = [name for name in PAIRS if os.path.exists(os.path.join('d', name))]
+    return found.train.ids.tolist(), found.val.ids.tolist(), meta['vocab_size'], meta['tokenizer'], pairs
 
 
 def interrupted(**kill):
@@ -223,7 +229,7 @@ def interrupted(**kill):
 
 
 posix = pytest.mark.skipif(not os.path.isdir('/proc/self/fd'), reason='needs /proc')
-KINDS = pytest.mark.parametrize('kind', ['json', 'pkl', 'gpt2', 'nothing'])
+KINDS = pytest.mark.parametrize('kind', ['json', 'pairs', 'pkl', 'gpt2', 'nothing'])
 
 
 def states(kind):
@@ -236,7 +242,7 @@ def states(kind):
         before = opened()
         found.append(interrupted(kill_at=kill_at)[1])
     assert found[0] == before
-    assert found[-1] == complete == ([0, 1, 2, 2, 2], [1, 1, 1], 3, {'kind': 'char', 'chars': ['x', 'y', 'z']})
+    assert found[-1] == complete == ([0, 1, 2, 2, 2], [1, 1, 1], 3, {'kind': 'char', 'chars': ['x', 'y', 'z']}, [])
     return found, {str(state) for state in found} - {str(state) for state in (before, None, complete)}
 
 
@@ -252,14 +258,15 @@ def test_killed_in_front_of_any_operation(kind):
 @posix
 def test_what_this_test_would_find(monkeypatch):
     """Negative control: files that are replaced one after the other give mixtures, and those are noticed."""
-    def one_by_one(folder, contents):
-        for name, pieces in contents.items():
+    def one_by_one(folder, names, pieces):
+        pieces = list(pieces)
+        for name in names:
             path = os.path.join(folder, name)
             with getattr(preparation, 'open', open)(path + '.tmp', 'wb') as f:
-                f.write(b''.join(pieces))
+                f.write(b''.join(piece for of, piece in pieces if of == name))
             os.replace(path + '.tmp', path)
 
-    monkeypatch.setattr(preparation, 'replace_files', one_by_one)
+    monkeypatch.setattr(preparation, 'write_files', one_by_one)
     for kind in ('json', 'pkl', 'gpt2'):
         assert states(kind)[1]
 
@@ -303,6 +310,18 @@ def test_leftovers_are_removed_once_there_is_a_dataset():
         Path('d', name).touch()
     write(NEW)
     assert sorted(os.listdir('d')) == sorted(['train.bin', 'val.bin', 'meta.json', *others])
+
+
+def test_other_files_of_an_old_dataset_go_with_it():
+    write_old('pairs')
+    write(NEW)
+    assert sorted(os.listdir('d')) == ['meta.json', 'train.bin', 'val.bin']
+
+    # but a file that is not a dataset's leaves them alone
+    write_old('pairs')
+    preparation.write_files('d', ['input.txt'], [('input.txt', b'te'), ('input.txt', b'xt')])
+    assert sorted(os.listdir('d')) == ['input.txt', 'meta.json', 'train.bin', *PAIRS[:1], 'val.bin', *PAIRS[1:]]
+    assert Path('d/input.txt').read_text() == 'text'
 
 
 def test_two_processes_do_not_write_one_dataset():

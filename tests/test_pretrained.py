@@ -75,7 +75,7 @@ def test_a_tokenizer_larger_than_the_vocabulary_is_refused(run):
     text = 'abcdefghijklmnopqrstuvwxyz' * 10
     tokenizer = CharTokenizer.from_text(text)
     ids = [i % 3 for i in tokenizer.encode(text)]     # no id is out of range, so only the sizes can tell
-    preparation.write('data/letters', [ids], [ids], tokenizer, 'letters', '0')
+    preparation.write('data/letters', [('train', ids), ('val', ids)], tokenizer, 'letters', '0')
     with pytest.raises(UserError, match='data/letters: a tokenizer of 26 tokens for a model of 10'):
         train.main(settings(max_iters=1, out_dir='tuned', init_from='out', dataset='letters'))
     assert not os.path.exists('tuned')

@@ -242,7 +242,7 @@ def test_other_data_gets_a_warning(place, capsys):
     text = babble(seed=3)
     tokenizer = CharTokenizer.from_text(text)
     ids = tokenizer.encode(text)
-    preparation.write('data/babble', [ids[:18_000]], [ids[18_000:]], tokenizer, 'b', '1')
+    preparation.write('data/babble', [('train', ids[:18_000]), ('val', ids[18_000:])], tokenizer, 'b', '1')
     capsys.readouterr()
 
     train.main(settings(max_iters=3, init_from='resume'))

@@ -194,7 +194,7 @@ def test_counts_of_meta_json_are_those_of_all_shards():
     from gradus import preparation
 
     write_shards('d', 'train_%06d.bin', [range(5), range(6)])
-    preparation.write('d', [range(11)], [range(11)], ByteTokenizer(), '', '')
+    preparation.write('d', preparation.splits([range(11)], [range(11)]), ByteTokenizer(), '', '')
     os.remove('d/train.bin')
     assert len(opened().train) == 11
     write_shards('d', 'train_%06d.bin', [range(6)])

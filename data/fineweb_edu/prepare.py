@@ -17,7 +17,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
-from gradus import bulk
+from gradus import bulk, documents, preparation
 from gradus.errors import UserError, exit_on_error, one_line, show
 from gradus.tokenizer import GPT2Tokenizer
 
@@ -68,9 +68,9 @@ def download(n):
     return paths
 
 
-def documents_in(paths):
+def count_documents(paths, field):
     """How many there are in parquet files. Raises UserError if they are too few to hold one out."""
-    n = bulk.parquet_rows(paths, 'text')
+    n = documents.parquet_rows(paths, field)
     if n < HELD_OUT:
         raise UserError(f'{", ".join(paths)}: {n:,} documents; expected at least {HELD_OUT:,}, to hold out one')
     return n
@@ -80,6 +80,7 @@ def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--shards', default='1', help=f'how many files, 1 to {len(SIZES)} (default: %(default)s)')
     parser.add_argument('--input', nargs='+', metavar='FILE', help='parquet files to use instead of the download')
+    parser.add_argument('--field', default='text', help='the column that has the text (default: %(default)s)')
     parser.add_argument('--out', default=str(HERE), help='folder to write to (default: beside this file)')
     args = parser.parse_args()
     if not args.shards.isdecimal() or not 1 <= int(args.shards) <= len(SIZES):
@@ -95,7 +96,7 @@ def main():
     # What it needs.
     if args.input:
         paths = args.input
-        n = documents_in(paths)
+        n = count_documents(paths, args.field)
         size = sum(os.path.getsize(path) for path in paths)
         downloads = []
         source = f'{SOURCE}: {", ".join(os.path.basename(path) for path in paths)}'
@@ -109,10 +110,10 @@ def main():
     # Read, encode, write.
     if not args.input:
         paths = download(args.shards)
-        n = documents_in(paths)
-    batches = bulk.parquet_batches(paths, 'text')
-    with closing(bulk.encoded(batches, tokenizer, n, is_held_out)) as pieces:
-        bulk.write(args.out, pieces, tokenizer, source)
+        n = count_documents(paths, args.field)
+    texts = documents.parquet_texts(paths, args.field)
+    with closing(bulk.encoded(texts, tokenizer, n, is_held_out)) as pieces:
+        preparation.write(args.out, pieces, tokenizer, source, sha256='')
 
 
 if __name__ == '__main__':

@@ -164,7 +164,7 @@ def main():
     contents = from_source(args.source) if args.source else download()
     make_folder(args.out, preparation.ELSEWHERE)
     for name, content in contents.items():
-        preparation.replace_files(str(args.out), {name: [content]})
+        preparation.write_files(str(args.out), [name], [(name, content)])
     print(f'{args.out}: 60,000 images to train on, 10,000 to test on')
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
-from gradus import bulk
+from gradus import bulk, documents, preparation
 from gradus.errors import UserError, exit_on_error, one_line
 from gradus.tokenizer import GPT2Tokenizer
 
@@ -48,12 +48,12 @@ def check_package():
 
 
 def streamed():
-    """Lists of texts over the network."""
+    """The documents, over the network."""
     from datasets import load_dataset
 
     try:
-        for batch in load_dataset(SOURCE, split='train', streaming=True).iter(batch_size=bulk.BATCH):
-            yield batch['text']
+        for batch in load_dataset(SOURCE, split='train', streaming=True).iter(batch_size=1000):
+            yield from batch['text']
     except Exception as e:
         raise UserError(f'{SOURCE}: cannot be read ({type(e).__name__}: {one_line(e, limit=160)}); '
                         'try again, or download its files and pass them with --input FILE.parquet ...') from e
@@ -63,25 +63,26 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--input', nargs='+', metavar='FILE', help='parquet files to use instead; read in the order '
                         'of their names')
+    parser.add_argument('--field', default='text', help='the column that has the text (default: %(default)s)')
     parser.add_argument('--out', default=str(HERE), help='folder to write to (default: beside this file)')
     args = parser.parse_args()
     tokenizer = GPT2Tokenizer()
 
     if args.input:
         paths = sorted(args.input, key=os.path.basename)
-        n = bulk.parquet_rows(paths, 'text')
-        batches = bulk.parquet_batches(paths, 'text')
+        n = documents.parquet_rows(paths, args.field)
+        texts = documents.parquet_texts(paths, args.field)
         bulk.announce('OpenWebText', TOKENS * n // DOCUMENTS, tokenizer, args.out)
         if n != DOCUMENTS:
             print(f'{n:,} documents of {DOCUMENTS:,}: not those that nanoGPT holds out, but as many in proportion')
     else:
         check_package()
         n = DOCUMENTS
-        batches = streamed()
+        texts = streamed()
         bulk.announce('OpenWebText', TOKENS, tokenizer, args.out, streamed=DOWNLOAD)
 
-    with closing(bulk.encoded(batches, tokenizer, n, held_out(n).__contains__)) as pieces:
-        bulk.write(args.out, pieces, tokenizer, SOURCE)
+    with closing(bulk.encoded(texts, tokenizer, n, held_out(n).__contains__)) as pieces:
+        preparation.write(args.out, pieces, tokenizer, SOURCE, sha256='')
 
 
 if __name__ == '__main__':

@@ -61,8 +61,8 @@ def main():
     val = b'\n'.join(text for i, text in enumerate(texts) if i % 10 == 9)
     version = sys.version.split()[0]
     sha256 = hashlib.sha256(train + val).hexdigest()
-    preparation.write(args.out, [memoryview(train)], [memoryview(val)], ByteTokenizer(),
-               source=f'standard library of Python {version}', sha256=sha256)
+    preparation.write(args.out, [('train', memoryview(train)), ('val', memoryview(val))], ByteTokenizer(),
+                      source=f'standard library of Python {version}', sha256=sha256)
 
 
 if __name__ == '__main__':

@@ -11,7 +11,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
-from gradus import preparation
+from gradus import corpus, preparation
 from gradus.errors import exit_on_error
 
 AUTOMATIC = True       # small: train.py may run this file when the dataset is missing
@@ -26,7 +26,7 @@ def main():
     parser.add_argument('--out', default=str(HERE), help='folder to write to (default: beside this file)')
     args = parser.parse_args()
     path = args.input or preparation.download(URL, SHA256, str(COPY), args.out)
-    preparation.write_text(args.out, [path], 'gpt2')
+    corpus.write_text(args.out, [path], 'gpt2')
 
 
 if __name__ == '__main__':
