@@ -27,6 +27,10 @@ WHOLE = r'[\s\S]+'                                    # a text is one piece
 CUT = re.compile(r'[^\W_][ \n]')                      # see last_cut
 MAX_EFFORT = 10 ** 8                                  # sum of squared lengths of tokens whose merges are searched
 MAX_LENGTH = 64                                       # bytes of a token that is learned here
+MAX_WORDS = 4 * 10 ** 6                               # bytes of different words: each takes 100 bytes in training
+WORD = re.compile(r'\w+|[^\w\s]+')
+LONG = 1000                                           # letters of a word
+RUN = re.compile(rf'(?<!\S)\S{{{LONG},}}|(?<!\s)\s{{{LONG},}}')
 GPT2_SHA256 = 'e35a33a0b2250c932ffdafc4c3a3552aef0cc7af7a11e9ebfddf1d2a6517371f'    # of GPT-2's tokens, one a line
 
 
@@ -53,9 +57,9 @@ def last_cut(text, start=0):
 
 def train(texts, vocab_size, special=('<|endoftext|>',)):
     """
-    Plain data of kind bpe with up to `vocab_size` tokens: all bytes, the merges that `texts`, an iterable of strings,
-    ask for most often, and the `special` tokens, of which the first ends a text. Fewer if a text has not that many
-    different pieces. The same texts give the same tokens. Raises UserError.
+    Plain data of kind bpe with up to `vocab_size` tokens: all bytes, what is most frequent in `texts`, an iterable of
+    strings that fits in memory, and the `special` tokens, of which the first ends a text. Fewer if the texts have not
+    that many different pieces. The same texts give the same tokens. Raises UserError.
     """
     check_training(vocab_size, special)
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
@@ -64,7 +68,7 @@ def train(texts, vocab_size, special=('<|endoftext|>',)):
     trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)    # GPT-2's pattern
     trainer = trainers.BpeTrainer(vocab_size=vocab_size - len(special), initial_alphabet=LETTERS,
                                   max_token_length=MAX_LENGTH, show_progress=sys.stderr.isatty())
-    trained.train_from_iterator(texts, trainer)
+    trained.train_from_iterator(_in_short_runs(_sample(list(texts))), trainer)
 
     found = json.loads(trained.to_str())['model']
     tokens = sorted(found['vocab'], key=found['vocab'].get)
@@ -74,11 +78,39 @@ def train(texts, vocab_size, special=('<|endoftext|>',)):
                 end_id=n, pattern=GPT2)
 
 
+def _sample(texts):
+    """
+    The texts, until they have so many different words that memory would not suffice. Any beginning of the sequence is
+    evenly spread over all of them: first the halves, then the quarters, ...
+    """
+    words = set()
+    size = 0
+    for i in sorted(range(len(texts)), key=lambda i: f'{i:040b}'[::-1]):
+        yield texts[i]
+        for word in set(WORD.findall(texts[i])) - words:
+            words.add(word)
+            size += len(word.encode('utf-8', 'replace'))
+        if size > MAX_WORDS:
+            break
+
+
+def _in_short_runs(texts):
+    """The same texts, but runs of LONG letters or spaces are cut: a piece takes time by the square of its length."""
+    for text in texts:
+        done = 0
+        for match in RUN.finditer(text):
+            yield text[done:match.start()]
+            run = match.group()
+            yield from (run[i:i + LONG] for i in range(0, len(run), LONG))
+            done = match.end()
+        yield text[done:]
+
+
 def check_training(vocab_size, special=('<|endoftext|>',)):
     """Raise UserError if `train` cannot work, so that this is known before hours of reading."""
     least = 256 + len(special)
     if not least <= vocab_size <= 2 ** 20:
-        raise UserError(f'vocab_size={vocab_size}: expected {least} to {2 ** 20:,} tokens; '
+        raise UserError(f'--vocab_size={vocab_size}: expected {least} to {2 ** 20:,} tokens; '
                         f"the first {least} are all bytes and {', '.join(special)}")
     try:
         import tokenizers  # noqa: F401

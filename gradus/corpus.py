@@ -23,7 +23,7 @@ from gradus.tokenizer import CharTokenizer, build_tokenizer
 MANY = 100                                            # documents, of which whole ones are held out
 CHUNK = 2 ** 18                                       # characters that one thread encodes at a time
 MAX_CHUNK = 2 ** 20                                   # if there is no place to cut; tiktoken takes 150 bytes for each
-TRAINING_BYTES = 10 ** 8                              # of text that a BPE tokenizer is trained on, at most
+TRAINING_BYTES = 5 * 10 ** 7                          # of text that a BPE tokenizer is trained on, at most
 
 
 def write_text(folder, files, kind, source=None, field='text', val_fraction=0.1, vocab_size=4096):
@@ -41,7 +41,7 @@ def write_text(folder, files, kind, source=None, field='text', val_fraction=0.1,
 
     n_bytes = documents.total_bytes(files)
     if not 0 < val_fraction < 1:
-        raise UserError(f'val_fraction={val_fraction}: expected a number between 0 and 1')
+        raise UserError(f'--val_fraction={val_fraction}: expected a number between 0 and 1')
     if kind == 'bpe':
         bpe.check_training(vocab_size)
     elif kind != 'char':
@@ -99,13 +99,13 @@ def survey(pieces, with_chars=False):
 
 
 def train_bpe(parts, size, vocab_size):
-    """A tokenizer trained on pieces of the train split, so many of them that memory suffices, evenly spread."""
+    """A tokenizer trained on pieces of the train split, evenly spread, that fit in memory."""
     every = math.ceil(size.bytes / TRAINING_BYTES)
     texts = (text for i, (part, _, text) in enumerate(parts) if part == 'train' and i % every == 0)
     with contextlib.closing(parts):
         spec = bpe.train(texts, vocab_size)
     if len(spec['tokens']) < vocab_size:
-        print(f"the text gives {len(spec['tokens']):,} tokens, fewer than vocab_size={vocab_size:,}")
+        print(f"the text gives {len(spec['tokens']):,} tokens, fewer than --vocab_size={vocab_size:,}")
     return build_tokenizer(spec)
 
 
@@ -123,7 +123,7 @@ def check_split(size, fraction):
     else:
         held_out, total, of = size.length - int(size.length * (1 - fraction)), size.length, 'characters'
     if not 0 < held_out < total:
-        raise UserError(f'val_fraction={fraction}: holds out {held_out:,} of {total:,} {of}; expected some in either '
+        raise UserError(f'--val_fraction={fraction}: holds out {held_out:,} of {total:,} {of}; expected some in either '
                         'part')
 
 

@@ -21,7 +21,7 @@ from gradus.errors import UserError, one_line, printable, show
 from gradus.files import require_file
 
 BLOCK = 2 ** 18                                       # bytes to read at a time, and characters of a piece
-MAX_LINE = 2 ** 28                                    # bytes of one line of JSON
+MAX_LINE = 2 ** 27                                    # bytes of one line of JSON
 BOM = '\ufeff'                                        # some editors begin a file with it
 SURROGATE = re.compile('[\ud800-\udfff]')
 
@@ -140,7 +140,8 @@ def _text(path, file):
         if text and not started:
             text = text.removeprefix(BOM)
             started = True
-        yield offset == 0, text
+        if text or offset == 0:
+            yield offset == 0, text
         if not block:
             return
         offset += len(block)

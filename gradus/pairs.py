@@ -52,6 +52,11 @@ def _from_json(line, where):
     return record['prompt'], record['completion']
 
 
+def as_tsv(pairs):
+    """The content of a .tsv file, for texts without tabs and line ends."""
+    return ''.join(f'{prompt}\t{completion}\n' for prompt, completion in pairs).encode()
+
+
 def split(pairs, val_fraction):
     """('train' or 'val', prompt, completion) of each pair: those held out are spread evenly."""
     for i, pair in enumerate(pairs):

@@ -41,10 +41,10 @@ def read_text(path):
         raise UserError(f'{path}: {e.strerror}; expected a text file') from e
 
 
-def download(url, sha256, path, instead=None):
+def download(url, sha256, path, instead=None, option='--input FILE'):
     """
     Download url, unless the file `path` exists; either way its sha256 must match. If its folder cannot be written, the
-    file goes into the folder `instead`. Returns its path. Raises UserError.
+    file goes into the folder `instead`. Returns its path. Raises UserError, which names the `option` for another copy.
     """
     folder = os.path.dirname(path) or '.'
     if instead and not os.path.lexists(path) and not os.access(folder, os.W_OK):
@@ -56,7 +56,7 @@ def download(url, sha256, path, instead=None):
             with open(path, 'rb') as f:
                 found = hashlib.sha256(f.read()).hexdigest()
         except OSError as e:
-            raise UserError(f'{path}: cannot be read ({e.strerror}); give another copy with --input FILE') from e
+            raise UserError(f'{path}: cannot be read ({e.strerror}); give another copy with {option}') from e
         if found != sha256:
             raise UserError(f'{path}: sha256 {found[:12]}..., expected {sha256[:12]}...; '
                             'delete the file to download it again')
@@ -67,11 +67,11 @@ def download(url, sha256, path, instead=None):
             content = response.read(2 ** 28)
     except (OSError, ValueError, HTTPException) as e:
         raise UserError(f'{url}: download failed ({one_line(e, limit=120)}); '
-                        'download it elsewhere and pass it with --input FILE') from e
+                        f'download it elsewhere and pass it with {option}') from e
     found = hashlib.sha256(content).hexdigest()
     if found != sha256:
         raise UserError(f'{url}: sha256 {found[:12]}..., expected {sha256[:12]}...: another file came; '
-                        'download it elsewhere and pass it with --input FILE')
+                        f'download it elsewhere and pass it with {option}')
     make_folder(folder, ELSEWHERE)
     name = os.path.basename(path)
     write_files(folder, [name], [(name, content)])

@@ -223,13 +223,13 @@ def test_one_text_is_split_where_nanogpt_splits_it():
 @pytest.mark.parametrize('fraction', [0.0, 1.0, -1, math.nan, math.inf, 1e-20])
 @pytest.mark.parametrize('n', [1, 200])
 def test_fractions_that_leave_a_part_empty(fraction, n):
-    with pytest.raises(UserError, match=f'^val_fraction={fraction}: '):
+    with pytest.raises(UserError, match=f'^--val_fraction={fraction}: '):
         prepare(['some text ' * 20] * n, 'byte', val_fraction=fraction)
     assert not os.path.exists('d')
 
 
 def test_a_fraction_of_too_few_documents():
-    with pytest.raises(UserError, match='^val_fraction=0.001: holds out 0 of 200 documents; expected some in either'):
+    with pytest.raises(UserError, match='^--val_fraction=0.001: holds out 0 of 200 documents; expected some in either'):
         prepare(['some text ' * 20] * 200, 'byte', val_fraction=0.001)
 
 

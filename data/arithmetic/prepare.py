@@ -1,0 +1,62 @@
+"""
+Sums: 123+456 and what it makes, 579, as pairs of prompt and completion. A GPT that gets sums right which it has never
+seen has learned to add.
+
+    python data/arithmetic/prepare.py                        sums of two numbers of up to three digits
+    python data/arithmetic/prepare.py --digits=5 --no-reverse
+
+The digits of a sum are written backwards, ones first: 975. That is the order in which carrying works, so each digit
+depends on little. The usual order is harder to learn, because its first digit depends on all carries.
+"""
+
+import argparse
+import random
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parents[1]))
+from gradus import pairs, preparation
+from gradus.errors import UserError, exit_on_error
+from gradus.files import make_folder
+
+AUTOMATIC = True       # small, and no download: train.py may run this file when the dataset is missing
+N_HELD_OUT = 1000      # sums for val.bin, and as many for test.tsv
+
+
+def sums(digits, n, reverse, seed=0):
+    """n different sums of numbers below 10 ** digits: (prompt, completion)."""
+    limit = 10 ** digits
+    for i in random.Random(seed).sample(range(limit ** 2), n):
+        a, b = divmod(i, limit)
+        total = str(a + b)
+        yield f'{a}+{b}', total[::-1] if reverse else total
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--digits', type=int, default=3, help='of the numbers, at most (default: %(default)s)')
+    parser.add_argument('--examples', type=int, default=50_000, help='sums to train on (default: %(default)s)')
+    parser.add_argument('--reverse', action=argparse.BooleanOptionalAction, default=True,
+                        help='write the ones of a sum first')
+    parser.add_argument('--out', default=str(HERE), help='folder to write to (default: beside this file)')
+    args = parser.parse_args()
+    n = args.examples + 2 * N_HELD_OUT
+    if not 1 <= args.digits <= 9 or args.examples < 1 or n > 100 ** args.digits:
+        raise UserError(f'--digits={args.digits} --examples={args.examples}: expected 1 to 9 digits, and no more sums '
+                        f'than there are, among them {2 * N_HELD_OUT:,} to validate and to test on')
+
+    # All different, in random order: the last ones are held out.
+    found = list(sums(args.digits, n, args.reverse))
+    test = [found.pop() for _ in range(N_HELD_OUT)]
+    parts = ['train'] * args.examples + ['val'] * N_HELD_OUT
+    tokenizer = pairs.tokenizer_for('char', ['0123456789+'])
+
+    make_folder(args.out, preparation.ELSEWHERE)
+    preparation.write_files(args.out, ['test.tsv'], [('test.tsv', pairs.as_tsv(test))])
+    pairs.write(args.out, [(part, *pair) for part, pair in zip(parts, found)], tokenizer, 'sums', sha256='')
+
+
+if __name__ == '__main__':
+    with exit_on_error():
+        main()
