@@ -158,6 +158,8 @@ def test_only_small_datasets_are_prepared_by_train():
         'shakespeare_char': True,
         'openwebtext': False,
         'fineweb_edu': False,
+        'arithmetic': True,
+        'multi30k': True,
         'mnist': True,
     }
 
