@@ -214,21 +214,26 @@ def _no_field(where, field, names):
 
 # ---------------------------------------------------------------------------- parquet
 
+def parquet_rows(files, field='text'):
+    """How many rows parquet files have together, after a look at their ends alone. Raises UserError."""
+    rows = 0
+    for path in files:
+        with _open_parquet(path, field) as file:
+            rows += file.metadata.num_rows
+    return rows
+
+
+def parquet_texts(files, field='text'):
+    """The documents in parquet files, each in one piece. Raises UserError."""
+    for path in files:
+        for _, text, _ in _parquet(path, field):
+            yield text
+
+
 def _parquet(path, field):
-    try:
-        from pyarrow import parquet
-    except ImportError as e:
-        raise UserError(f'{path}: parquet files are read with pyarrow; pip install pyarrow') from e
     size = os.path.getsize(path)
     row = 0
-    with _reading_parquet(path), parquet.ParquetFile(path, buffer_size=BLOCK) as file:
-        names = file.schema_arrow.names
-        if field not in names:
-            raise _no_field(path, field, names)
-        kind = str(file.schema_arrow.field(field).type)
-        if 'string' not in kind:
-            raise UserError(f'{path}: {show(field)} is a column of {kind}; expected strings; --field=NAME chooses '
-                            'another')
+    with _open_parquet(path, field) as file:
         rows = max(1, file.metadata.num_rows)
         for batch in file.iter_batches(batch_size=_batch_size(file, field), columns=[field], use_threads=False):
             for text in batch.column(0):
@@ -237,6 +242,25 @@ def _parquet(path, field):
                 if type(text) is not str:
                     raise UserError(f'{path}: row {row}: {show(field)} is {show(text)}; expected a string')
                 yield True, text, size * row // rows
+
+
+@contextlib.contextmanager
+def _open_parquet(path, field):
+    """A parquet file that has strings in the column `field`. Whatever pyarrow raises about it becomes a UserError."""
+    try:
+        from pyarrow import parquet
+    except ImportError as e:
+        raise UserError(f'{path}: parquet files are read with pyarrow; pip install pyarrow') from e
+    require_file(path)
+    with _reading_parquet(path), parquet.ParquetFile(path, buffer_size=BLOCK) as file:
+        names = file.schema_arrow.names
+        if field not in names:
+            raise _no_field(path, field, names)
+        kind = str(file.schema_arrow.field(field).type)
+        if 'string' not in kind:
+            raise UserError(f'{path}: {show(field)} is a column of {kind}; expected strings; --field=NAME chooses '
+                            'another')
+        yield file
 
 
 def _batch_size(file, field):

@@ -97,12 +97,9 @@ def _read_header(path):
     require_file(path)
     try:
         with open(path, 'rb') as f:
-            content = f.read(HEADER_BYTES)
+            content = f.read(HEADER_BYTES).ljust(12, b'\0')
     except OSError as e:
         raise UserError(f'{path}: cannot be read ({e.strerror})') from e
-    if len(content) < HEADER_BYTES:
-        return None, None
-
     magic, version, count = (int(value) for value in np.frombuffer(content, '<i4', count=3))
     if magic == QUESTIONS:
         raise UserError(f"{path}: llm.c's multiple-choice questions; expected tokens to train on; "
@@ -123,7 +120,7 @@ def _count_tokens(path, dtype):
         raise UserError(f'{path}: {form.tokens} tokens, {form.dtype.name}; expected {dtype.name}, as meta.json or the '
                         'first train file says; keep each dataset in its own folder')
     first = HEADER_BYTES if form else 0
-    size = os.path.getsize(path) - first
+    size = max(0, os.path.getsize(path) - first)
     count, rest = divmod(size, dtype.itemsize)
 
     if form is not None and (rest or count != claimed):

@@ -11,8 +11,9 @@ SCRIPTS = {'train', 'sample', 'mlp_mnist', 'export', 'bench'}
 # The modules of gradus/, top first: a module may import those below it.
 LAYERS = ['nanogpt', 'onnx_file', 'pretrained', 'gguf_file', 'hf', 'families', 'tokenizer_files',
           'run_folder', 'checkpoint', 'log', 'parallel', 'accounting', 'interrupt', 'optim',
-          'evaluation', 'beam', 'sampling', 'inference', 'digits', 'data', 'pairs', 'corpus', 'bpe', 'preparation',
-          'documents', 'metadata', 'shards', 'tokenizer', 'unpickle', 'configurator', 'lock', 'files', 'errors']
+          'evaluation', 'beam', 'sampling', 'inference', 'digits', 'data', 'pairs', 'bulk', 'corpus', 'bpe',
+          'preparation', 'documents', 'metadata', 'shards', 'tokenizer', 'unpickle', 'configurator', 'lock', 'files',
+          'errors']
 
 CORE = {'torch', 'numpy', 'tiktoken', 'tqdm', 'regex'}     # tiktoken needs regex
 OPTIONAL = {'PIL', 'safetensors', 'huggingface_hub', 'wandb', 'datasets', 'gguf', 'xllamacpp', 'matplotlib',

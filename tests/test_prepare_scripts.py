@@ -157,41 +157,11 @@ def test_only_small_datasets_are_prepared_by_train():
         'shakespeare': True,
         'shakespeare_char': True,
         'openwebtext': False,
+        'fineweb_edu': False,
+        'arithmetic': True,
+        'multi30k': True,
         'mnist': True,
     }
-
-
-STAND_IN_FOR_DATASETS = """
-class Part(list):
-    def iter(self, batch_size):
-        for i in range(0, len(self), batch_size):
-            yield {'text': self[i:i + batch_size]}
-
-    def train_test_split(self, test_size, seed, shuffle):
-        assert (test_size, seed, shuffle) == (0.0005, 2357, True)
-        return {'train': Part(self[2:]), 'test': Part(self[:2])}
-
-
-def load_dataset(name, split):
-    assert name.endswith('openwebtext') and split == 'train'
-    return Part(f'Hello world {i}' for i in range(2500))
-"""
-
-
-def test_openwebtext_is_read_through_datasets(test_data, tmp_path, monkeypatch, run_here):
-    """With a stand-in for the package: 2 of 2,500 documents are held out, and each ends with <|endoftext|>."""
-    (tmp_path / 'datasets.py').write_text(STAND_IN_FOR_DATASETS)
-    env = {'TIKTOKEN_CACHE_DIR': str(test_data / 'tiktoken'), 'PYTHONPATH': str(tmp_path)}
-    ran = run_script('data/openwebtext/prepare.py', '--out', 'd', env=env)
-    assert ran.returncode == 0, ran.stderr
-    assert ids_of('d/val.bin').tolist() == [15496, 995, 657, 50256, 15496, 995, 352, 50256]
-    assert (ids_of('d/train.bin') == 50256).sum() == 2498
-
-    # without the package
-    monkeypatch.setitem(sys.modules, 'datasets', None)
-    ran = run_here('data/openwebtext/prepare.py', '--out', 'd')
-    assert ran.returncode != 0
-    assert 'pip install datasets' in ran.stderr
 
 
 @pytest.mark.parametrize('kind', ['char', 'byte', 'gpt2'])
@@ -213,24 +183,20 @@ def test_own_text_from_several_files(kind, request, monkeypatch, run_here):
 # ---------------------------------------------------------------------------- where nothing can be written
 
 @pytest.fixture
-def inputs(test_data, tmp_path, monkeypatch):
+def inputs(test_data, monkeypatch):
     """Arguments with which each script would work."""
     text = test_data / 'tinyshakespeare/input.txt'
-    (tmp_path / 'datasets.py').write_text(STAND_IN_FOR_DATASETS)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, 'datasets', raising=False)
     monkeypatch.setenv('TIKTOKEN_CACHE_DIR', str(test_data / 'tiktoken'))
     return {
         'data/prepare.py': [text],
         'data/shakespeare/prepare.py': ['--input', text],
         'data/shakespeare_char/prepare.py': ['--input', text],
         'data/python_stdlib/prepare.py': [],
-        'data/openwebtext/prepare.py': [],
         'data/mnist/prepare.py': ['--source', test_data / 'mnist'],
     }
 
 
-SCRIPTS = ['', 'shakespeare', 'shakespeare_char', 'python_stdlib', 'openwebtext', 'mnist']
+SCRIPTS = ['', 'shakespeare', 'shakespeare_char', 'python_stdlib', 'mnist']
 
 
 @pytest.mark.parametrize('script', SCRIPTS)
@@ -269,11 +235,6 @@ def test_a_checkout_that_cannot_be_written_keeps_its_text_elsewhere(tmp_path, mo
     path = preparation.download((tmp_path / 'source').as_uri(), sha256, 'locked/input.txt', 'd')
     assert path == os.path.join('d', 'input.txt')
     assert Path('d/input.txt').read_bytes() == b'text'
-
-
-def test_openwebtext_that_cannot_be_read(inputs, run_here):
-    Path('datasets.py').write_text('def load_dataset(*args, **kwargs):\n    raise ConnectionError("no\\nnetwork")\n')
-    assert_one_line(run_here('data/openwebtext/prepare.py', '--out', 'd'), 'ConnectionError: no network', 'HF_HOME')
 
 
 # ---------------------------------------------------------------------------- data/prepare.py --name, --out

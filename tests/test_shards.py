@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import pickle
 import shutil
 from pathlib import Path
 
@@ -91,7 +92,7 @@ def test_a_run_on_shards_is_the_run_on_one_file(ids):
     for name in ('whole', 'cut'):
         folder = os.path.join('data', name)
         os.makedirs(folder)
-        Path(folder, 'meta.pkl').write_bytes(b'\x80\x04}\x94\x8c\nvocab_size\x94M\x00\x01s.')     # {'vocab_size': 256}
+        Path(folder, 'meta.pkl').write_bytes(pickle.dumps({'vocab_size': 256}))
         if name == 'whole':
             for split in ('train', 'val'):
                 ids.astype('<u2').tofile(os.path.join(folder, f'{split}.bin'))
@@ -230,6 +231,7 @@ REFUSED = {
     'cut short': (with_header([1] * 9, **GPT2)[:-4],
                   '14 bytes of tokens; expected 9 tokens of 2 bytes, as its header says: an incomplete download?'),
     'cut within a token': (with_header([1] * 9, **GPT2)[:-1], '17 bytes of tokens; expected 9 tokens of 2 bytes'),
+    'cut within the header': (with_header([1] * 9, **GPT2)[:500], '0 bytes of tokens; expected 9 tokens of 2 bytes'),
     'longer': (with_header([1] * 9, **GPT2) + b'12', '20 bytes of tokens; expected 9 tokens'),
     'negative': (with_header([1] * 9, **GPT2, count=-9), '18 bytes of tokens; expected -9 tokens'),
     'header only': (with_header([], **GPT2), 'no tokens; expected at least one'),

@@ -1,72 +1,88 @@
 """
-OpenWebText, an open reproduction of GPT-2's training text: 9 billion tokens, 17 GB, after a download of 54 GB.
+OpenWebText, an open reproduction of GPT-2's training text: 8 million documents, 9 billion tokens.
 
-    pip install datasets
-    python data/openwebtext/prepare.py
+    python data/openwebtext/prepare.py                           stream it from Hugging Face: pip install datasets
+    python data/openwebtext/prepare.py --input folder/*.parquet  from a copy of its 80 files: pip install pyarrow
+
+Nothing is stored but the tokens. The documents in val.bin are those that nanoGPT holds out. Within the files they keep
+the order of the source, where nanoGPT shuffles them.
 """
 
 import argparse
+import math
 import os
 import sys
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
+
+import numpy as np
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
-from tqdm import tqdm
-
-from gradus import preparation
+from gradus import bulk, documents, preparation
 from gradus.errors import UserError, exit_on_error, one_line
-from gradus.files import make_folder
 from gradus.tokenizer import GPT2Tokenizer
 
 SOURCE = 'Skylion007/openwebtext'
+DOCUMENTS = 8_013_769
+TOKENS = 9_040_017_095                                # nanoGPT's count, train and val
+DOWNLOAD = 24_193_092_408                             # bytes
 
 
-def documents(part, tokenizer, name):
-    """The ids of a thousand documents at a time, each document ended by <|endoftext|>."""
-    progress = tqdm(total=-(-len(part) // 1000), desc=name, unit=' thousand', disable=None)
-    with progress, reading():
-        for batch in part.iter(batch_size=1000):
-            chunk = []
-            for ids in tokenizer.bpe.encode_ordinary_batch(batch['text'], num_threads=os.cpu_count()):
-                chunk += ids
-                chunk.append(tokenizer.start_id)
-            yield chunk
-            progress.update()
+def held_out(n):
+    """
+    The numbers of the documents, of n, that nanoGPT holds out. This is what the package datasets does in
+    train_test_split(test_size=0.0005, seed=2357, shuffle=True), without needing all documents at once.
+    """
+    shuffled = np.random.default_rng(2357).permutation(n)
+    return set(shuffled[:math.ceil(0.0005 * n)].tolist())
 
 
-@contextmanager
-def reading():
-    """Whatever the package raises ends in one line: no network, no room for its cache, an unreadable copy."""
+def check_package():
+    """Raise UserError without the package that a stream needs."""
     try:
-        yield
-    except UserError:
-        raise
+        import datasets  # noqa: F401
+    except ImportError as e:
+        raise UserError('OpenWebText is streamed with the package datasets; pip install datasets, or pass its files '
+                        'with --input FILE.parquet ...') from e
+
+
+def streamed():
+    """The documents, over the network."""
+    from datasets import load_dataset
+
+    try:
+        for batch in load_dataset(SOURCE, split='train', streaming=True).iter(batch_size=1000):
+            yield from batch['text']
     except Exception as e:
         raise UserError(f'{SOURCE}: cannot be read ({type(e).__name__}: {one_line(e, limit=160)}); '
-                        'see the documentation of the package datasets, HF_HOME says where it stores files') from e
+                        'try again, or download its files and pass them with --input FILE.parquet ...') from e
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--input', nargs='+', metavar='FILE', help='parquet files to use instead; read in the order '
+                        'of their names')
+    parser.add_argument('--field', default='text', help='the column that has the text (default: %(default)s)')
     parser.add_argument('--out', default=str(HERE), help='folder to write to (default: beside this file)')
     args = parser.parse_args()
-    try:
-        from datasets import load_dataset
-    except ImportError as e:
-        raise UserError('OpenWebText is read with the package datasets; pip install datasets') from e
     tokenizer = GPT2Tokenizer()
-    make_folder(args.out, preparation.ELSEWHERE)
-    if not os.access(args.out, os.W_OK):              # better said before the download than after it
-        raise UserError(f'{args.out}: cannot be written; {preparation.ELSEWHERE}')
 
-    # The same fraction and seed as nanoGPT: the same documents are held out.
-    with reading():
-        split = load_dataset(SOURCE, split='train').train_test_split(test_size=0.0005, seed=2357, shuffle=True)
-    with closing(documents(split['train'], tokenizer, 'train')) as train, \
-            closing(documents(split['test'], tokenizer, 'val')) as val:
-        preparation.write(args.out, train, val, tokenizer, source=SOURCE, sha256='')
+    if args.input:
+        paths = sorted(args.input, key=os.path.basename)
+        n = documents.parquet_rows(paths, args.field)
+        texts = documents.parquet_texts(paths, args.field)
+        bulk.announce('OpenWebText', TOKENS * n // DOCUMENTS, tokenizer, args.out)
+        if n != DOCUMENTS:
+            print(f'{n:,} documents of {DOCUMENTS:,}: not those that nanoGPT holds out, but as many in proportion')
+    else:
+        check_package()
+        n = DOCUMENTS
+        texts = streamed()
+        bulk.announce('OpenWebText', TOKENS, tokenizer, args.out, streamed=DOWNLOAD)
+
+    with closing(bulk.encoded(texts, tokenizer, n, held_out(n).__contains__)) as pieces:
+        preparation.write(args.out, pieces, tokenizer, SOURCE, sha256='')
 
 
 if __name__ == '__main__':
