@@ -25,8 +25,8 @@ TRAIN = ('--dataset=sums --device=cpu --block_size=16 --batch_size=16 --n_layer=
          '--gradient_accumulation_steps=1 --max_iters=20 --lr_decay_iters=20 --warmup_iters=2 --learning_rate=0.01 '
          '--eval_interval=10 --eval_iters=0 --sample_tokens=10 --data_order=shuffled').split()
 ADDER = ('--optimizer=muon --learning_rate=0.02 --grad_clip=0 --lr_schedule=linear --cooldown=0.7 --warmup_iters=0 '
-         '--min_lr=0 --pos=rotary --norm=rmsnorm --mlp=swiglu --qk_norm=True --tie_weights=False --n_layer=2 --n_head=4 '
-         '--n_embd=32 --batch_size=64 --max_iters=600 --lr_decay_iters=600 --eval_interval=600 '
+         '--min_lr=0 --pos=rotary --norm=rmsnorm --mlp=swiglu --qk_norm=True --tie_weights=False --n_layer=2 '
+         '--n_head=4 --n_embd=32 --batch_size=64 --max_iters=600 --lr_decay_iters=600 --eval_interval=600 '
          '--log_interval=100').split()
 
 
