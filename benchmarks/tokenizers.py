@@ -1,10 +1,10 @@
 """
-Which tokenizer suits a text: the model of config/quickstart.py is trained for the same time with each, on tiny
-Shakespeare and on the standard library of Python, or on --input FILE. All have the same held-out text; the table shows
-bits per byte over all of it, the only measure that means the same for all.
+Compare tokenizers: train the model of config/quickstart.py for the same time with each, on tiny Shakespeare and on
+Python's standard library, or on --input FILE. All hold out the same text; the table shows bits per byte over all of
+it, which, unlike the loss, can be compared between tokenizers.
 
-A short run measures the milliseconds of an iteration; the learning rate then falls to zero in as many as fit into
---seconds. Tokens of --tokenizer=bpe are trained on the training part. The corpora must be prepared:
+A short run measures the time of an iteration; the real run then has as many as fit into --seconds. The corpora must be
+prepared:
 
     python data/shakespeare_char/prepare.py
     python data/python_stdlib/prepare.py
