@@ -1,10 +1,9 @@
 """
-How fast data/prepare.py makes GPT-2's tokens of JSON lines, against tiktoken's own `encode_ordinary_batch` on the same
-documents and cores: tokens/s, and the memory that the whole process takes. Ours reads the file twice and writes the
-dataset; tiktoken's documents are in memory and its ids are dropped.
+How fast data/prepare.py turns JSON lines into GPT-2 tokens, compared with tiktoken's own `encode_ordinary_batch` on the
+same documents and cores: tokens/s, and the peak memory of our process. Ours reads the file twice and writes the
+dataset; tiktoken has the documents in memory, and its ids are dropped.
 
-The documents are the source of Python's standard library, repeated. Every measurement is a process of its own; --size
-ends with MB or GB.
+The documents are the source of Python's standard library, repeated. Each measurement is a process of its own.
 """
 
 import argparse
@@ -61,7 +60,7 @@ def measure_ours(path):
 
 
 def measure_tiktoken(path):
-    """The same, in batches of a thousand documents, for a list of all ids would take gigabytes."""
+    """The same, a thousand documents at a time: a list of all ids would take gigabytes."""
     with open(path, encoding='utf-8') as f:
         texts = [json.loads(line)['text'] for line in f]
     bpe = GPT2Tokenizer().bpe
@@ -86,7 +85,7 @@ def measured(side, path):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--size', default='200MB', help='of the text (default: %(default)s)')
+    parser.add_argument('--size', default='200MB', help='of the text, in MB or GB (default: %(default)s)')
     parser.add_argument('--rounds', type=int, default=3, help='default: %(default)s')
     parser.add_argument('--folder', help='where to write (default: the temporary folder)')
     args = parser.parse_args()

@@ -1,12 +1,12 @@
 """
-Your own text: make data/<name> from any files, of any size.
+Your own text: make data/<name> from files of any size.
 
     python data/prepare.py --name=mine notes.txt letters.txt
     python data/prepare.py --name=web --tokenizer=bpe --vocab_size=8192 folder/ pages.jsonl.gz more.parquet
     python train.py config/quickstart.py --dataset=mine --out_dir=out-mine
 
-A text file in UTF-8 is one document, and may be compressed (.gz). In .jsonl, .jsonl.gz and .parquet, each line or row
-is one; --field names its text. A folder stands for all files in it and below.
+A UTF-8 text file is one document. In .jsonl and .parquet, each line or row is one, and --field names its text. Text and
+.jsonl may be compressed (.gz). A folder stands for all files in it and below.
 
     python data/prepare.py --pairs --name=answers --tokenizer=bpe questions.tsv
 
@@ -15,10 +15,10 @@ completions are learned, and no example sees another. --separator is a text that
 of its own, and a newline for gpt2 and other models' tokenizers.
 
 --tokenizer: char (one id for each character that occurs), byte (works for any text), bpe (--vocab_size tokens, trained
-on this text), gpt2 (50,257 tokens: fewer of them for a text, but a larger model), or that of a model to fine-tune, as
-train.py --init_from calls it: a run's folder, a Hugging Face folder or name, or a .gguf file.
+on this text), gpt2 (50,257 tokens: a shorter text, but a larger model), or that of a model to fine-tune, as train.py
+--init_from calls it: a run's folder, a Hugging Face folder or name, or a .gguf file.
 
-Held out for validation: of 100 documents or more a tenth, evenly spread, otherwise the last tenth of the text.
+A tenth is held out for validation: every tenth document, or, of fewer than 100 documents, the end of the text.
 """
 
 import argparse
@@ -49,7 +49,7 @@ def folder_called(name):
 
 
 def dataset_files(folder):
-    """The absolute paths of what a dataset in `folder` consists of, and of what an interrupted attempt left."""
+    """The real paths of a dataset's files in `folder`, and of those that an interrupted attempt left."""
     try:
         names = os.listdir(folder)
     except (OSError, ValueError):
@@ -59,7 +59,10 @@ def dataset_files(folder):
 
 
 def check_replaceable(folder, source, files):
-    """Raise UserError if there is something in `folder` that was not made from the same `source`, which has `files`."""
+    """
+    Raise UserError if `folder` holds anything but the dataset made from `source`, the paths that the user gives, and
+    `files`, which these stand for.
+    """
     if not os.path.lexists(folder):
         return
     try:
@@ -87,7 +90,7 @@ def check_replaceable(folder, source, files):
 
 
 def holds_only(path, known):
-    """Is that a folder in which each file is one of `known`?"""
+    """Is `path` a folder whose files are all `known`?"""
     try:
         return os.path.isdir(path) and all(os.path.realpath(file) in known for file in documents.find([path]))
     except UserError:

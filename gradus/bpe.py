@@ -1,5 +1,5 @@
 """
-Byte-pair encodings: train one on a text, and read those that other programs write, which have a pattern that cuts a
+Byte-pair encodings: train one on a text, and convert those of other programs, which consist of a pattern that cuts a
 text into pieces, and a list of merges.
 
 tiktoken merges by ranks, the order of ids; others by a list of pairs. Either is found from the other here.
@@ -24,20 +24,20 @@ PATTERNS = {
     'qwen2': MODERN.replace('DIGITS', r'\p{N}'),
 }
 WHOLE = r'[\s\S]+'                                    # a text is one piece
-CUT = re.compile(r'[^\W_][ \n]')                      # see last_cut
+CUT = re.compile(r'[^\W_][ \n]')                      # a letter or digit, then a space or newline
 MAX_EFFORT = 10 ** 8                                  # sum of squared lengths of tokens whose merges are searched
-MAX_LENGTH = 64                                       # bytes of a token that is learned here
-MAX_WORDS = 4 * 10 ** 6                               # bytes of different words: each takes 100 bytes in training
+MAX_LENGTH = 64                                       # bytes of a token that we learn
+MAX_WORDS = 4 * 10 ** 6                               # bytes of distinct words; training takes 100 times as much memory
 WORD = re.compile(r'\w+|[^\w\s]+')
-LONG = 1000                                           # letters of a word
+LONG = 1000                                           # cut words longer than this for training
 RUN = re.compile(rf'(?<!\S)\S{{{LONG},}}|(?<!\s)\s{{{LONG},}}')
 GPT2_SHA256 = 'e35a33a0b2250c932ffdafc4c3a3552aef0cc7af7a11e9ebfddf1d2a6517371f'    # of GPT-2's tokens, one a line
 
 
 def last_cut(text, start=0):
     """
-    Where a text may be cut without any effect on its tokens: the last place, not before `start`, between a letter or
-    digit and a space or newline; 0 if there is none. All PATTERNS begin a new piece there, whatever follows.
+    The last place after `start` where a text can be cut without changing its tokens; 0 if there is none. That is
+    between a letter or digit and a space or newline: all PATTERNS begin a new piece there, whatever follows.
     """
     end = len(text)
     width = 2 ** 10
@@ -48,7 +48,7 @@ def last_cut(text, start=0):
             return found[-1]
         if begin == start:
             break
-        end = begin + 1                               # that letter may belong to the space that has been seen
+        end = begin + 1                               # the letter may be here, and its space in the last window
         width *= 8
     return 0
 
@@ -57,9 +57,9 @@ def last_cut(text, start=0):
 
 def train(texts, vocab_size, special=('<|endoftext|>',)):
     """
-    Plain data of kind bpe with up to `vocab_size` tokens: all bytes, what is most frequent in `texts`, an iterable of
-    strings that fits in memory, and the `special` tokens, of which the first ends a text. Fewer if the texts have not
-    that many different pieces. The same texts give the same tokens. Raises UserError.
+    Plain data of kind bpe, with up to `vocab_size` tokens: all bytes, the merges learned from `texts` (an iterable of
+    strings that together fit in memory), and the `special` tokens, the first of which marks the end of a text. Texts
+    with little variety give fewer tokens. The same texts always give the same tokens. Raises UserError.
     """
     check_training(vocab_size, special)
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
@@ -80,8 +80,8 @@ def train(texts, vocab_size, special=('<|endoftext|>',)):
 
 def _sample(texts):
     """
-    The texts, until they have so many different words that memory would not suffice. Any beginning of the sequence is
-    evenly spread over all of them: first the halves, then the quarters, ...
+    The texts until their distinct words take as much memory as training may use. They come in an order in which any
+    first part is spread evenly over all of them: by halves, then quarters, and so on.
     """
     words = set()
     size = 0
@@ -95,7 +95,7 @@ def _sample(texts):
 
 
 def _in_short_runs(texts):
-    """The same texts, but runs of LONG letters or spaces are cut: a piece takes time by the square of its length."""
+    """The same texts, with very long words and runs of spaces cut: training takes time quadratic in their length."""
     for text in texts:
         done = 0
         for match in RUN.finditer(text):
@@ -107,7 +107,7 @@ def _in_short_runs(texts):
 
 
 def check_training(vocab_size, special=('<|endoftext|>',)):
-    """Raise UserError if `train` cannot work, so that this is known before hours of reading."""
+    """Raise UserError if `train` cannot work; better before reading the text than after it."""
     least = 256 + len(special)
     if not least <= vocab_size <= 2 ** 20:
         raise UserError(f'--vocab_size={vocab_size}: expected {least} to {2 ** 20:,} tokens; '
@@ -115,7 +115,7 @@ def check_training(vocab_size, special=('<|endoftext|>',)):
     try:
         import tokenizers  # noqa: F401
     except ImportError as e:
-        raise UserError('a BPE tokenizer is trained by the package tokenizers; pip install tokenizers') from e
+        raise UserError('training a BPE tokenizer needs the package tokenizers; pip install tokenizers') from e
 
 
 # ---------------------------------------------------------------------------- merges

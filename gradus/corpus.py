@@ -1,11 +1,13 @@
 """
-A dataset of text files, whatever their size: each is read twice, a piece at a time, and encoded on all cores.
+Turn text files of any size into a dataset, in two passes that hold only a few pieces of text in memory.
 
-The first pass finds whatever is wrong with the files before anything is written, counts, and collects characters. The
-second encodes: pieces are gathered to chunks, a chunk is a task for a thread, and the ids are written in order.
+The first pass counts, collects the characters, and finds whatever is wrong with the files before anything is written.
+The second encodes on all cores: pieces are grouped into chunks, threads encode the chunks, and the ids are written in
+the order of the text.
 """
 
 import contextlib
+import functools
 import hashlib
 import math
 import os
@@ -20,26 +22,21 @@ from gradus import bpe, documents, preparation
 from gradus.errors import UserError
 from gradus.tokenizer import CharTokenizer, build_tokenizer
 
-MANY = 100                                            # documents, of which whole ones are held out
-CHUNK = 2 ** 18                                       # characters that one thread encodes at a time
-MAX_CHUNK = 2 ** 20                                   # if there is no place to cut; tiktoken takes 150 bytes for each
-TRAINING_BYTES = 5 * 10 ** 7                          # of text that a BPE tokenizer is trained on, at most
+MANY = 100                                            # from this many documents on, whole documents are held out
+CHUNK = 2 ** 18                                       # characters that a thread encodes at a time
+MAX_CHUNK = 2 ** 20                                   # the same for text with no place to cut, which takes more memory
+TRAINING_BYTES = 5 * 10 ** 7                          # train a BPE tokenizer on at most this much text
 
 
 def write_text(folder, files, kind, source=None, field='text', val_fraction=0.1, vocab_size=4096):
     """
-    Make a dataset of the documents in `files`. kind: that of the tokenizer (char, byte, gpt2, or bpe, which is trained
-    on the text to have vocab_size tokens), or its plain data; source: what meta.json says about the text, if not the
-    names of the files. Raises UserError.
+    Make a dataset from the documents in `files`. kind: the tokenizer, as char, byte, gpt2, bpe (trained on this text,
+    with vocab_size tokens) or plain data; source: what meta.json says about the text, by default the names of the
+    files. Raises UserError.
 
-    Held out for val.bin: of many documents a fraction that is spread evenly, else the last part of the text.
+    val.bin gets val_fraction of the documents, evenly spread; if there are few documents, the last part of the text.
     """
-    def read(verb):
-        """All pieces of all documents once more, with a progress bar."""
-        with tqdm(total=n_bytes, unit='B', unit_scale=True, desc=verb, disable=None, leave=False) as bar:
-            yield from documents.read(files, field, bar.update)
-
-    n_bytes = documents.total_bytes(files)
+    read_as = functools.partial(read, files, field, documents.total_bytes(files))
     if not 0 < val_fraction < 1:
         raise UserError(f'--val_fraction={val_fraction}: expected a number between 0 and 1')
     if kind == 'bpe':
@@ -47,7 +44,7 @@ def write_text(folder, files, kind, source=None, field='text', val_fraction=0.1,
     elif kind != 'char':
         tokenizer = build_tokenizer(kind if isinstance(kind, dict) else {'kind': kind})
 
-    size = survey(read('reading'), with_chars=kind == 'char')
+    size = survey(read_as('reading'), with_chars=kind == 'char')
     if size.length < 100:
         raise UserError(f'{", ".join(files)}: {size.length} characters; expected at least 100 characters to train on')
     check_split(size, val_fraction)
@@ -55,15 +52,21 @@ def write_text(folder, files, kind, source=None, field='text', val_fraction=0.1,
     if kind == 'char':
         tokenizer = CharTokenizer(size.chars)
     elif kind == 'bpe':
-        tokenizer = train_bpe(split(read('sampling'), size, val_fraction), size, vocab_size)
+        tokenizer = train_bpe(split(read_as('sampling'), size, val_fraction), size, vocab_size)
 
-    parts = split(read('encoding'), size, val_fraction)
+    parts = split(read_as('encoding'), size, val_fraction)
     with contextlib.closing(encoded(chunks(parts, tokenizer), tokenizer)) as ids:
         preparation.write(folder, ids, tokenizer, source=source or source_of(files), sha256=size.sha256)
 
 
+def read(files, field, n_bytes, description):
+    """All pieces of all documents, with a progress bar."""
+    with tqdm(total=n_bytes, unit='B', unit_scale=True, desc=description, disable=None, leave=False) as bar:
+        yield from documents.read(files, field, bar.update)
+
+
 def source_of(paths):
-    """What meta.json says about a dataset made of `paths`."""
+    """What meta.json says about a dataset made from `paths`."""
     return ', '.join(paths)
 
 
@@ -71,15 +74,15 @@ def source_of(paths):
 
 @dataclass
 class Size:
-    documents: int                                    # how many
-    length: int                                       # characters, with one between two documents
-    bytes: int                                        # the same in UTF-8
-    sha256: str                                       # of the documents, joined by newlines
-    chars: list                                       # all different ones, sorted; empty if nobody asked
+    documents: int
+    length: int                                       # in characters, documents joined by newlines
+    bytes: int                                        # the same as UTF-8
+    sha256: str                                       # of these bytes
+    chars: list                                       # the different characters, sorted; empty if not asked for
 
 
 def survey(pieces, with_chars=False):
-    """The Size of the documents whose pieces these are."""
+    """The Size of all documents, from their pieces."""
     digest = hashlib.sha256()
     n_documents = length = n_bytes = 0
     seen = np.zeros(0x110000, dtype=bool)             # by code point
@@ -99,7 +102,7 @@ def survey(pieces, with_chars=False):
 
 
 def train_bpe(parts, size, vocab_size):
-    """A tokenizer trained on pieces of the train split, evenly spread, that fit in memory."""
+    """A tokenizer trained on the train split, or on as many pieces of it, evenly spread, as fit in memory."""
     every = math.ceil(size.bytes / TRAINING_BYTES)
     texts = (text for i, (part, _, text) in enumerate(parts) if part == 'train' and i % every == 0)
     with contextlib.closing(parts):
@@ -112,7 +115,7 @@ def train_bpe(parts, size, vocab_size):
 # ---------------------------------------------------------------------------- train and val
 
 def is_held_out(number, fraction):
-    """Does document `number`, counted from 0, belong to val.bin? Evenly spread, and the same whenever it is asked."""
+    """Does document `number`, counted from 0, belong to val.bin? Evenly spread, and the same in every pass."""
     return math.floor((number + 1) * fraction) > math.floor(number * fraction)
 
 
@@ -123,14 +126,14 @@ def check_split(size, fraction):
     else:
         held_out, total, of = size.length - int(size.length * (1 - fraction)), size.length, 'characters'
     if not 0 < held_out < total:
-        raise UserError(f'--val_fraction={fraction}: holds out {held_out:,} of {total:,} {of}; expected some in either '
-                        'part')
+        raise UserError(f'--val_fraction={fraction}: holds out {held_out:,} of {total:,} {of}; expected some in both '
+                        'parts')
 
 
 def split(pieces, size, fraction):
     """
-    Yield (split, begins, text) for (begins, text): the text goes to 'train' or to 'val'. Raises UserError at the end if
-    that was not the text that `size` was taken of.
+    Yield (split, begins, text) for each piece (begins, text); the split is 'train' or 'val'. Raises UserError at the
+    end if the text is no longer the one that was surveyed.
     """
     cut = int(size.length * (1 - fraction))
     number = -1
@@ -139,7 +142,7 @@ def split(pieces, size, fraction):
     for begins, text in pieces:
         if begins:
             number += 1
-            at += number > 0                          # what is between two documents
+            at += number > 0                          # the newline between two documents
         end = at + len(text)
         if size.documents >= MANY:
             if begins:
@@ -159,23 +162,23 @@ def split(pieces, size, fraction):
 
 class Chunk:
     """
-    Texts of one split to encode together: pieces of documents, and None where the id that ends a text goes. Without
-    such an id, a newline is between documents, and all is one text.
+    Texts of one split that are encoded together: pieces of documents, with None where the end-of-text id goes. For a
+    tokenizer without that id, documents are joined by newlines and treated as one text.
     """
 
     def __init__(self, tokenizer):
-        self.size = CHUNK                             # from here on it is full
+        self.size = CHUNK                             # the chunk is complete from this length on
         self.cut_anywhere = not hasattr(tokenizer, 'bpe')
         if not self.cut_anywhere and tokenizer.to_json().get('pattern', bpe.GPT2) not in bpe.PATTERNS.values():
-            self.size = MAX_CHUNK                     # nobody knows where such a text may be cut
+            self.size = MAX_CHUNK                     # an unknown pattern may not begin a piece where we cut
         self.separator = '\n' if tokenizer.end_id is None else None
         self.is_first = True
         self.texts = ['']
         self.length = 0
-        self.searched = 0                             # that much of the last text has no place to cut
+        self.searched = 0                             # no place to cut in this much of the last text
 
     def add(self, begins, text):
-        """Add a piece; yields the lists of texts that are complete then."""
+        """Add a piece; yields the lists of texts that are complete."""
         if begins and not self.is_first:
             if self.separator:
                 text = self.separator + text
@@ -191,7 +194,7 @@ class Chunk:
             yield self.take(cut)
 
     def place_to_cut(self):
-        """How much of the last text can be encoded apart from the rest; 0 if that is unknown so far."""
+        """How much of the last text can be encoded without knowing what follows; 0 if no place is known yet."""
         text = self.texts[-1]
         if self.cut_anywhere or len(text) >= MAX_CHUNK:
             return len(text)
@@ -200,7 +203,7 @@ class Chunk:
         return cut
 
     def take(self, cut=None):
-        """All texts, the last one up to `cut`; the rest of it stays."""
+        """Remove and return all texts, the last one only up to `cut`."""
         last = self.texts[-1]
         texts = [*self.texts[:-1], last[:cut]]
         self.texts = [last[len(texts[-1]):]]
@@ -210,7 +213,7 @@ class Chunk:
 
 
 def chunks(parts, tokenizer):
-    """(split, texts to encode together), from (split, begins, text)."""
+    """Group pieces (split, begins, text) into (split, texts to encode together)."""
     open_chunks = dict(train=Chunk(tokenizer), val=Chunk(tokenizer))
     for name, begins, text in parts:
         for texts in open_chunks[name].add(begins, text):
@@ -222,7 +225,7 @@ def chunks(parts, tokenizer):
 # ---------------------------------------------------------------------------- encoding
 
 def encoded(tasks, tokenizer):
-    """(split, ids) for each of (split, texts), in the same order, encoded by as many threads as there are cores."""
+    """Yield (split, ids) for each (split, texts), in the same order; one thread for each core does the encoding."""
     dtype = preparation.on_disk(preparation.dtype_for(tokenizer))
     end = np.array([tokenizer.end_id or 0], dtype=dtype)
 
@@ -236,7 +239,7 @@ def encoded(tasks, tokenizer):
         try:
             for name, texts in tasks:
                 waiting.append((name, pool.submit(encode, texts)))
-                if len(waiting) > 2 * n_threads:      # no more than that is held in memory
+                if len(waiting) > 2 * n_threads:      # bounds what is in memory
                     name, future = waiting.popleft()
                     yield name, future.result()
             while waiting:

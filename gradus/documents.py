@@ -1,10 +1,10 @@
 """
-The documents in files of any size: plain text, JSON lines, either of them compressed by gzip, and parquet.
+Read documents from files of any size: plain text, JSON lines, both also compressed with gzip, and parquet.
 
     for begins, text in read(find(['notes/', 'web.jsonl.gz']), field='text'):
 
-A text file is one document; of JSON lines and parquet, each line or row is one, and `field` names its text. Nothing
-is held in memory but the piece that is yielded: a text file comes in several.
+A text file is one document. In JSON lines and parquet, each line or row is one, and `field` names its text. Long
+documents come in several pieces, so that memory holds one piece at a time; `begins` marks the first of each document.
 """
 
 import codecs
@@ -22,7 +22,7 @@ from gradus.files import require_file
 
 BLOCK = 2 ** 18                                       # bytes to read at a time, and characters of a piece
 MAX_LINE = 2 ** 27                                    # bytes of one line of JSON
-BOM = '\ufeff'                                        # some editors begin a file with it
+BOM = '\ufeff'                                        # some editors put it at the start of a file
 SURROGATE = re.compile('[\ud800-\udfff]')
 
 
@@ -30,8 +30,8 @@ SURROGATE = re.compile('[\ud800-\udfff]')
 
 def find(paths, skip=()):
     """
-    The files in `paths`. A folder stands for all files in it and below, sorted, but not for hidden ones, pipes and
-    devices, nor for those whose absolute path is in `skip`. Links to folders are not followed. Raises UserError.
+    The files in `paths`. A folder stands for all regular files in it and below, sorted, except for hidden ones and
+    those whose real path is in `skip`. Links to folders are not followed. Raises UserError.
     """
     files = []
     for path in paths:
@@ -59,7 +59,7 @@ def _walk(folder):
 
 
 def _is_regular(path):
-    """False for a link that leads nowhere, too."""
+    """Is it a regular file, or a link to one?"""
     try:
         return stat.S_ISREG(os.stat(path).st_mode)
     except OSError:
@@ -67,7 +67,7 @@ def _is_regular(path):
 
 
 def total_bytes(files):
-    """Raises UserError for what is no file."""
+    """How much there is to read. Raises UserError unless all are regular files."""
     for path in files:
         require_file(path)
     return sum(os.path.getsize(path) for path in files)
@@ -77,8 +77,8 @@ def total_bytes(files):
 
 def read(files, field='text', advance=None):
     """
-    Yield (begins, text) for the pieces of all documents: does a document begin with this piece? `advance` is called
-    with the numbers of bytes that have been read. Raises UserError.
+    Yield (begins, text) for each piece of each document; `begins` is true for the first piece of a document. `advance`
+    is called with the number of bytes read since the last call. Raises UserError.
     """
     for path in files:
         require_file(path)
@@ -95,7 +95,7 @@ def read(files, field='text', advance=None):
 
 
 def _pieces(path, field):
-    """(begins, text, position in the file)"""
+    """Yield (begins, text, position in the file)."""
     name = path.lower()
     if name.endswith('.parquet'):
         yield from _parquet(path, field)
@@ -117,22 +117,22 @@ def _unzipped(path, raw):
 
 @contextlib.contextmanager
 def _reading(path):
-    """What the operating system or gzip refuse inside becomes a UserError about `path`."""
+    """Errors of the operating system and of gzip become a UserError about `path`."""
     try:
         yield
     except (gzip.BadGzipFile, EOFError, zlib.error) as e:
-        raise UserError(f'{path}: damaged, or not compressed by gzip ({one_line(e)})') from e
+        raise UserError(f'{path}: damaged, or not compressed with gzip ({one_line(e)})') from e
     except OSError as e:
         raise UserError(f'{path}: {e.strerror or one_line(e)}; expected a file to read') from e
 
 
 def _text(path, file):
     decoder = codecs.getincrementaldecoder('utf-8')()
-    offset = 0                                        # of the next block
+    offset = 0                                        # where the next block starts
     started = False
     while True:
         block = file.read(BLOCK)
-        pending = len(decoder.getstate()[0])          # the first bytes of a character that continues in this block
+        pending = len(decoder.getstate()[0])          # bytes of a character that the last block cut in two
         try:
             text = decoder.decode(block, final=not block)
         except UnicodeDecodeError as e:
@@ -201,7 +201,7 @@ def _text_of(where, line, field):
     text = document[field]
     if type(text) is not str:
         raise UserError(f'{where}: {show(field)} is {show(text)}; expected a string; --field=NAME chooses another')
-    if '\\u' in line:                                 # "\ud800" is half a character, which UTF-8 does not have
+    if '\\u' in line:                                 # "\ud800" alone is a surrogate, which UTF-8 cannot encode
         text = SURROGATE.sub('\ufffd', text)
     return text
 
@@ -264,7 +264,7 @@ def _open_parquet(path, field):
 
 
 def _batch_size(file, field):
-    """How many rows have a few megabytes of text."""
+    """How many rows make a few megabytes of text."""
     groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
     columns = [group.column(i) for group in groups for i in range(group.num_columns)]
     size = sum(column.total_uncompressed_size for column in columns if column.path_in_schema == field)

@@ -85,9 +85,9 @@ def write(folder, pieces, tokenizer, source, sha256, index=None):
     Write train.bin, val.bin and meta.json into `folder`. Whenever this is interrupted, the folder holds the dataset
     that it held before, or the new one, or one that is refused as incomplete. Raises UserError.
 
-    pieces: (split, ids) in any order of the splits 'train' and 'val', so that one pass over the text can fill both
-    files; tokenizer: one of tokenizer.py's; source: what the ids were made from, in words; sha256: of that text, in
-    hexadecimal; index: only for pairs, what train.pairs.bin and val.pairs.bin will hold: {split: a flat list of two
+    pieces: (split, ids), where 'train' and 'val' may alternate, so that one pass over a text can fill both files;
+    tokenizer: one of tokenizer.py's; source: what the ids were made from, in words; sha256: of that text, in
+    hexadecimal; index: only for pairs, what train.pairs.bin and val.pairs.bin will hold: {split: a flat array of two
     numbers for each example}, which grows while the pieces are asked for.
     """
     dtype = dtype_for(tokenizer)
@@ -120,23 +120,23 @@ def splits(train, val):
 
 
 def dtype_for(tokenizer):
-    """The name of the smallest type that holds all ids of a tokenizer, as meta.json says it."""
+    """The name of the smallest dtype that holds all ids of a tokenizer, as in meta.json."""
     return 'uint16' if tokenizer.n_vocab <= 2 ** 16 else 'uint32'
 
 
 def on_disk(dtype):
-    """numpy's type of that name in the order of bytes that .bin files have."""
+    """The dtype of that name in the byte order of .bin files."""
     return np.dtype(dtype).newbyteorder('<')
 
 
 def write_files(folder, names, pieces):
     """
-    Put new files into `folder`: `pieces` gives (name, bytes) in any order of the `names`. All files are written under
+    Put new files into `folder`. pieces: (name, bytes), where the `names` may alternate. All files are written under
     temporary names and flushed to disk before the first is renamed. Raises WriteError.
 
-    The first name is that of the file without which a folder counts as incomplete: an old one is removed before any
-    other file is replaced, and the new one comes last. If it is a dataset's, other files of an old dataset are removed,
-    too.
+    Without the file of the first name, a folder counts as incomplete: an old one is removed before any other file is
+    replaced, and the new one comes last. If that file belongs to a dataset, files that only the old dataset had are
+    removed too.
     """
     lock = Lock(folder, 'another process is writing to it')
     with _writing(folder):
@@ -178,7 +178,7 @@ def _write_temporary(folder, names, pieces):
 
 
 def _rename(folder, first, others, stale):
-    """Let the temporary files take the places of the old ones, in the order that `write_files` promises."""
+    """Replace the old files by the temporary ones, in the order that `write_files` promises."""
     path = os.path.join(folder, first)
     with _writing(path):
         if (others or stale) and os.path.lexists(path):

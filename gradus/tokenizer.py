@@ -93,7 +93,7 @@ class CharTokenizer(Tokenizer):
     encode_ordinary = encode
 
     def encode_array(self, text):
-        """`encode_ordinary` for large texts: an array of ids. Raises UserError, too."""
+        """`encode_ordinary` for large texts: an array of ids. Raises UserError as `encode` does."""
         if self.table is None:
             table = np.full(0x110000, -1, dtype=np.int32)
             for c, i in self.ids.items():
@@ -102,7 +102,7 @@ class CharTokenizer(Tokenizer):
             self.table = table
         ids = self.table[np.frombuffer(text.encode('utf-32-le', 'surrogatepass'), dtype='<u4')]
         if ids.size and ids.min() < 0:
-            self.encode(text)                         # finds out which character it is
+            self.encode(text)                         # says which character it is
         return ids
 
     def decode(self, ids):
@@ -142,7 +142,7 @@ class GPT2Tokenizer(Tokenizer):
         return self.bpe.encode_ordinary(text)
 
     def encode_array(self, text):
-        """`encode_ordinary` for large texts: an array of ids. Other threads can work meanwhile."""
+        """`encode_ordinary` for large texts: an array of ids. Other threads run meanwhile."""
         return encode_to_array(self.bpe, text)
 
     def decode(self, ids):
@@ -232,7 +232,7 @@ class BPETokenizer(Tokenizer):
             raise
 
     def encode_array(self, text):
-        """`encode_ordinary` for large texts: an array of ids. Other threads can work meanwhile."""
+        """`encode_ordinary` for large texts: an array of ids. Other threads run meanwhile."""
         if self.missing:
             return np.array(self.encode_ordinary(text), dtype=np.uint32)
         with self._naming_the_pattern(text):
@@ -263,10 +263,10 @@ class BPETokenizer(Tokenizer):
 
 
 def encode_to_array(bpe, text):
-    """The ids of a text in an encoding of tiktoken, whose special tokens are text like any other here."""
+    """The ids of a text as an array; bpe: an encoding of tiktoken, whose special tokens are treated as plain text."""
     try:
         return bpe.encode_to_numpy(text, disallowed_special=())
-    except UnicodeEncodeError:                        # half a character
+    except UnicodeEncodeError:                        # a lone surrogate
         return np.array(bpe.encode_ordinary(text), dtype=np.uint32)
 
 

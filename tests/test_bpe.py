@@ -120,7 +120,7 @@ def test_what_cannot_be_trained(monkeypatch):
     with pytest.raises(UserError, match='^--vocab_size=257: expected 258'):
         bpe.train(sample(), 257, special=('<|endoftext|>', '<|separator|>'))
     monkeypatch.setitem(sys.modules, 'tokenizers', None)
-    with pytest.raises(UserError, match='by the package tokenizers; pip install tokenizers$'):
+    with pytest.raises(UserError, match='needs the package tokenizers; pip install tokenizers$'):
         bpe.train(sample(), 300)
 
 

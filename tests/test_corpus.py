@@ -178,7 +178,7 @@ def test_ids_do_not_depend_on_the_pieces(texts, chunk, block, many, fraction, ki
     try:
         found = prepare(texts, 'char' if kind == 'char' else spec, **options)
     except UserError as e:
-        assert 'expected some in either part' in str(e)
+        assert 'expected some in both parts' in str(e)
         return
     assert found == expected(texts, spec, fraction, many)
     assert read_meta('d')['tokenizer'] == spec
@@ -229,7 +229,7 @@ def test_fractions_that_leave_a_part_empty(fraction, n):
 
 
 def test_a_fraction_of_too_few_documents():
-    with pytest.raises(UserError, match='^--val_fraction=0.001: holds out 0 of 200 documents; expected some in either'):
+    with pytest.raises(UserError, match='^--val_fraction=0.001: holds out 0 of 200 documents; expected some in both'):
         prepare(['some text ' * 20] * 200, 'byte', val_fraction=0.001)
 
 
