@@ -3,6 +3,7 @@
 import gc
 import gzip
 import hashlib
+import io
 import json
 import multiprocessing
 import os
@@ -12,15 +13,16 @@ import struct
 import subprocess
 import sys
 import urllib.request
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 import train
-from gradus import preparation
+from gradus import configurator, preparation
 from gradus.digits import FILES
 from gradus.tokenizer import CharTokenizer, GPT2Tokenizer
 
@@ -125,6 +127,24 @@ def run_script(name, *args, env=(), **kwargs):
         timeout=300,
         **kwargs,
     )
+
+
+def run_main(script, *args):
+    """
+    What run_script would return, from a call in this process: the seconds that it takes to start one are saved.
+    `script` is the module: train, sample, export or mlp_mnist.
+    """
+    settings_class = next(value for name, value in vars(script).items()
+                          if name.endswith('Config') and getattr(value, '__module__', '') == script.__name__)
+    out = io.StringIO()
+    err = io.StringIO()
+    code = 0
+    with redirect_stdout(out), redirect_stderr(err):
+        try:
+            configurator.launch(script.main, settings_class, [*map(str, args)])
+        except SystemExit as e:
+            code = e.code or 0
+    return SimpleNamespace(returncode=code, stdout=out.getvalue(), stderr=err.getvalue())
 
 
 def read_terminal(master):

@@ -80,7 +80,9 @@ def test_a_full_disk_behind_stdout(place, whole):
     assert_stopped_and_resumable(whole)
 
 
+@pytest.mark.slow
 def test_a_full_disk_from_the_start(place):
+    """Also without a training run: test_errors.py."""
     with open('/dev/full', 'w') as full:
         process = start(stdout=full, stderr=subprocess.PIPE)
         err = process.stderr.read()

@@ -206,7 +206,7 @@ def nielsens(images, labels, sizes):
     for end, size in zip(np.cumsum(sizes), sizes):
         x = images[end - size:end].reshape(size, 784).astype('<f4') / np.float32(256)
         parts.append((x, labels[end - size:end].astype('<i8')))
-    return gzip.compress(b'\x80\x02' + python_2(tuple(parts)) + b'.', compresslevel=1)
+    return gzip.compress(b'\x80\x02' + python_2(tuple(parts)) + b'.', compresslevel=0)
 
 
 def test_prepare_takes_nielsens_file(mnist, tmp_path):
