@@ -16,7 +16,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import REPO, idx, run_script
+from conftest import REPO, idx
 from test_unpickle import python_2
 
 import mlp_mnist
@@ -172,7 +172,7 @@ def test_prepare_takes_files_gzipped_or_not(mnist, test_data):
     assert_made(prepare('--source', test_data / 'mnist'))
 
     shutil.rmtree('made')
-    assert_made(run_script('data/mnist/prepare.py', '--out', 'made', '--source', 'data/mnist', env=OFFLINE))
+    assert_made(prepare('--source', 'data/mnist'))
 
 
 @pytest.mark.parametrize('damage, expected', [
