@@ -14,7 +14,7 @@ from gradus.interrupt import Interrupt
 
 pytestmark = pytest.mark.skipif(sys.platform != 'linux', reason='needs /dev/full and terminals')
 
-LONG = dict(max_iters=300, lr_decay_iters=300, log_interval=1)
+LONG = dict(n_layer=1, max_iters=300, lr_decay_iters=300, log_interval=1)
 TRAIN = [sys.executable, str(REPO / 'train.py')]
 
 
