@@ -69,10 +69,10 @@ for line in sys.stdin:
     print(os.waitpid(child, 0)[1], flush=True)
 """
 
-# Most of such a run's time goes into saving its 20 MB: the vocabulary is GPT-2's.
+# Most of such a run's time goes into saving its 40 MB: the vocabulary is GPT-2's.
 WIDE = (
     '--dataset=wide --device=cpu --block_size=8 --batch_size=2 --gradient_accumulation_steps=1 '
-    '--n_layer=1 --n_head=2 --n_embd=32 --dropout=0.1 '
+    '--n_layer=1 --n_head=2 --n_embd=64 --dropout=0.1 '
     '--max_iters=18 --lr_decay_iters=18 --warmup_iters=2 --eval_interval=7 --eval_iters=1 '
     '--checkpoint_interval=1 --sample_tokens=0 --init_from=auto'
 )
