@@ -1,26 +1,28 @@
 """Shared fixtures and helpers, and the option CI uses to forbid skipped tests (except those that need a GPU)."""
 
+import functools
 import gc
 import gzip
 import hashlib
+import io
 import json
-import multiprocessing
 import os
-import queue
 import random
 import struct
 import subprocess
 import sys
+import threading
 import urllib.request
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 import train
-from gradus import preparation
+from gradus import configurator, preparation
 from gradus.digits import FILES
 from gradus.tokenizer import CharTokenizer, GPT2Tokenizer
 
@@ -127,6 +129,24 @@ def run_script(name, *args, env=(), **kwargs):
     )
 
 
+def run_main(script, *args):
+    """
+    What run_script would return, from a call in this process: the seconds that it takes to start one are saved.
+    `script` is the module: train, sample, export or mlp_mnist.
+    """
+    settings_class = next(value for name, value in vars(script).items()
+                          if name.endswith('Config') and getattr(value, '__module__', '') == script.__name__)
+    out = io.StringIO()
+    err = io.StringIO()
+    code = 0
+    with redirect_stdout(out), redirect_stderr(err):
+        try:
+            configurator.launch(script.main, settings_class, [*map(str, args)])
+        except SystemExit as e:
+            code = e.code or 0
+    return SimpleNamespace(returncode=code, stdout=out.getvalue(), stderr=err.getvalue())
+
+
 def read_terminal(master):
     """Everything that is written to a pseudo-terminal, until the other side is closed."""
     seen = b''
@@ -218,30 +238,44 @@ def gpt2(test_data, monkeypatch):
 
 # ---------------------------------------------------------------------------- llama.cpp
 
+# As in benchmarks/llama_cpp.py, but without torch, which would take most of the time that it needs to start.
+LLAMA_CPP = """
+import sys, threading
+import xllamacpp
+
+params = xllamacpp.CommonParams()
+params.model.path = sys.argv[1]
+params.n_ctx = int(sys.argv[2])
+params.n_parallel = 1
+params.verbosity = -1
+params.cpuparams.n_threads = 1
+params.cpuparams_batch.n_threads = 1
+server = xllamacpp.Server(params)
+print(server.listening_address, flush=True)
+threading.Event().wait()
+"""
+
+
 class LlamaServer:
     """llama.cpp with a GGUF file, in a process of its own, reached over HTTP. A context manager."""
 
     def __init__(self, path, n_ctx):
-        from benchmarks.llama_cpp import serve
-        spawn = multiprocessing.get_context('spawn')
-        self.address = spawn.Queue()
-        self.process = spawn.Process(target=serve, args=(str(path), n_ctx, 1, self.address), daemon=True)
+        self.command = [sys.executable, '-c', LLAMA_CPP, str(path), str(n_ctx)]
 
     def __enter__(self):
-        self.process.start()
-        for _ in range(600):
-            try:
-                self.url = self.address.get(timeout=0.1)
-                return self
-            except queue.Empty:
-                if not self.process.is_alive():
-                    break
-        self.__exit__()
-        raise RuntimeError('llama.cpp did not start: it refused the file, or needs more than a minute')
+        self.process = subprocess.Popen(self.command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        too_late = threading.Timer(60, self.process.kill)
+        too_late.start()
+        self.url = next((line.strip() for line in self.process.stdout if line.startswith('http')), None)
+        too_late.cancel()
+        if self.url is None:
+            self.__exit__()
+            raise RuntimeError('llama.cpp did not start: it refused the file, or needs more than a minute')
+        return self
 
     def __exit__(self, *exception):
         self.process.terminate()
-        self.process.join()
+        self.process.communicate()
 
     def post(self, page, **body):
         """The answer of one of the server's pages, as plain data."""
@@ -308,11 +342,16 @@ def write_digits():
         Path('data/mnist', label_file).write_bytes(idx(digits))
 
 
+@functools.cache
+def unpacked(path):
+    """The content of a gzipped file."""
+    return gzip.decompress(path.read_bytes())
+
+
 @pytest.fixture
 def mnist(test_data, tmp_path, monkeypatch):
     """Work in a folder with the real data/mnist, unpacked."""
     monkeypatch.chdir(tmp_path)
     os.makedirs('data/mnist')
     for name in (*FILES['train'], *FILES['test']):
-        packed = (test_data / 'mnist' / f'{name}.gz').read_bytes()
-        Path('data/mnist', name).write_bytes(gzip.decompress(packed))
+        Path('data/mnist', name).write_bytes(unpacked(test_data / 'mnist' / f'{name}.gz'))

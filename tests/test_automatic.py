@@ -129,10 +129,19 @@ time.sleep(100)
 
 
 @pytest.mark.skipif(os.name != 'posix', reason='process groups')
-@pytest.mark.parametrize('moment', ['at once', 'importing', 'imported', 'imported, to train.py alone'])
-@pytest.mark.parametrize('number, code, said', [(signal.SIGINT, 130, 'interrupted\n'), (signal.SIGTERM, 143, '')])
-def test_ctrl_c_during_preparation(moment, number, code, said):
+@pytest.mark.parametrize('number, moment', [
+    (signal.SIGINT, 'at once'),
+    (signal.SIGINT, 'imported'),
+    (signal.SIGTERM, 'imported, to train.py alone'),
+    pytest.param(signal.SIGINT, 'importing', marks=pytest.mark.slow),
+    pytest.param(signal.SIGINT, 'imported, to train.py alone', marks=pytest.mark.slow),
+    pytest.param(signal.SIGTERM, 'at once', marks=pytest.mark.slow),
+    pytest.param(signal.SIGTERM, 'importing', marks=pytest.mark.slow),
+    pytest.param(signal.SIGTERM, 'imported', marks=pytest.mark.slow),
+])
+def test_ctrl_c_during_preparation(number, moment):
     """A terminal sends it to the whole process group, `kill` to one process."""
+    code, said = {signal.SIGINT: (130, 'interrupted\n'), signal.SIGTERM: (143, '')}[number]
     write_script(SLOW)
     ran = run_train(start_new_session=True)
     assert ran.stdout.readline() == 'preparing data/x ...\n'

@@ -13,8 +13,8 @@ from gradus.errors import UserError
 from gradus.metadata import read_meta
 from gradus.tokenizer import BPETokenizer, build_tokenizer, check_spec
 
-hypothesis = pytest.importorskip('hypothesis')
-tokenizers = pytest.importorskip('tokenizers')
+hypothesis = pytest.importorskip('hypothesis', reason='it draws texts: pip install hypothesis')
+tokenizers = pytest.importorskip('tokenizers', reason='it trains a vocabulary: pip install tokenizers')
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 

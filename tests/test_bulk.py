@@ -294,8 +294,8 @@ def test_the_text_may_be_in_another_column(fineweb, openwebtext, run, gpt2):
 
 def test_too_little_room_is_said_first(fineweb, openwebtext, run, gpt2, monkeypatch):
     """Nothing is downloaded then. Downloads and tokens are added up if they share a disk."""
-    pytest.importorskip('huggingface_hub')
-    pytest.importorskip('pyarrow')
+    pytest.importorskip('huggingface_hub', reason='it lists the files: pip install huggingface_hub')
+    pytest.importorskip('pyarrow', reason='it writes parquet files: pip install pyarrow')
     monkeypatch.setenv('HF_HUB_OFFLINE', '1')
     monkeypatch.setattr(fineweb, 'downloads_of', lambda n: [('.', 2_152_000_000)])
     monkeypatch.setattr(fineweb, 'download', lambda n: pytest.fail('downloads'))

@@ -319,7 +319,7 @@ def fuzz(tmp_path):
     @fuzz(strategy) runs a function at once on 100 examples, the same ones every time, and writes nothing to
     the working folder.
     """
-    hypothesis = pytest.importorskip('hypothesis')
+    hypothesis = pytest.importorskip('hypothesis', reason='it draws texts: pip install hypothesis')
     hypothesis.configuration.set_hypothesis_home_dir(tmp_path / 'hypothesis')
     settings = hypothesis.settings(max_examples=100, deadline=None, derandomize=True, database=None)
     return lambda strategy: lambda f: settings(hypothesis.given(strategy)(f))()

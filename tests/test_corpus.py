@@ -21,7 +21,7 @@ from gradus.errors import UserError
 from gradus.metadata import read_meta
 from gradus.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, build_tokenizer
 
-hypothesis = pytest.importorskip('hypothesis')
+hypothesis = pytest.importorskip('hypothesis', reason='it draws texts: pip install hypothesis')
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
@@ -69,7 +69,7 @@ TRICKY = st.text(st.sampled_from(SPECIAL_CASES) | st.characters(exclude_categori
 @given(left=TRICKY, right=TRICKY)
 def test_all_patterns_begin_a_piece_where_a_text_is_cut(name, left, right):
     """The claim of bpe.last_cut, for the pieces that the pattern finds, not only for the tokens of one vocabulary."""
-    regex = pytest.importorskip('regex')
+    regex = pytest.importorskip('regex', reason='it splits as the patterns do: pip install regex')
     text = left + 'x '[len(left) % 2:] + right
     cut = bpe.last_cut(text)
     found = regex.findall(bpe.PATTERNS[name], text)
@@ -82,7 +82,7 @@ def test_all_patterns_begin_a_piece_where_a_text_is_cut(name, left, right):
 
 
 def test_what_python_calls_letters_and_digits_are_letters_and_numbers_for_the_patterns():
-    regex = pytest.importorskip('regex')
+    regex = pytest.importorskip('regex', reason='it splits as the patterns do: pip install regex')
     text = ''.join(chr(i) for i in range(0x110000) if chr(i).isalnum())
     assert len(text) > 100_000
     assert regex.fullmatch(r'[\p{L}\p{N}]+', text)

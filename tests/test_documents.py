@@ -11,7 +11,7 @@ import pytest
 from gradus import documents
 from gradus.errors import UserError
 
-hypothesis = pytest.importorskip('hypothesis')
+hypothesis = pytest.importorskip('hypothesis', reason='it draws texts: pip install hypothesis')
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
@@ -170,8 +170,8 @@ def test_an_endless_line_is_not_held_in_memory(monkeypatch):
 
 @pytest.fixture
 def write_parquet():
-    pyarrow = pytest.importorskip('pyarrow')
-    parquet = pytest.importorskip('pyarrow.parquet')
+    pyarrow = pytest.importorskip('pyarrow', reason='it writes parquet files: pip install pyarrow')
+    parquet = pytest.importorskip('pyarrow.parquet', reason='it writes parquet files: pip install pyarrow')
 
     def write(columns, path='x.parquet', **options):
         parquet.write_table(pyarrow.table(columns), path, **options)

@@ -178,7 +178,7 @@ def test_a_closed_pipe_is_silent():
     assert ran.stderr.decode().strip() == '141'
 
 
-@pytest.mark.parametrize('encoding', ['cp1252', 'ascii'])
+@pytest.mark.parametrize('encoding', [pytest.param('cp1252', marks=SLOW), 'ascii'])
 def test_any_encoding(encoding, tmp_path):
     flags = ['--out_dir=日本語', '--dataset=日本語']
     ran = run_script('train.py', *flags, env={'PYTHONIOENCODING': encoding}, cwd=tmp_path)

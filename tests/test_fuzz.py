@@ -23,7 +23,7 @@ from gradus.tokenizer import build_tokenizer
 from model import GPT, GPTConfig
 
 FEW = limits(max_examples=40, deadline=None, database=None, suppress_health_check=list(HealthCheck))
-MANY = limits(FEW, max_examples=150)
+MANY = limits(FEW, max_examples=100)
 KEYS = sorted(vars(settings()))
 WORDS = [
     'auto', 'cpu', 'scratch', 'resume', 'rotary', 'swiglu', 'linear', 'babble',
@@ -252,25 +252,32 @@ def test_any_value_anywhere_in_meta_json(run, draws):
             f.write(good)
 
 
-@FEW
-@given(st.data())
-def test_any_value_anywhere_in_config_json(run, draws):
-    """Of a GPT-2 in Hugging Face's format."""
+CONFIG_JSON = dict(
+    model_type='gpt2', n_layer=1, n_head=2, n_embd=8, n_positions=16, n_inner=None, vocab_size=10,
+    activation_function='gelu_new', layer_norm_epsilon=1e-5, tie_word_embeddings=True, scale_attn_weights=True,
+    scale_attn_by_inverse_layer_idx=False,
+)
+USE_THEIRS = flags_of(init_from='theirs', eval_only=True, eval_iters=1)
+
+
+@pytest.fixture
+def theirs(run):
+    """A GPT-2 in Hugging Face's format, with CONFIG_JSON, which works."""
     pytest.importorskip('safetensors', reason='the format of the weights: pip install safetensors')
     model = GPT(GPTConfig(block_size=16, vocab_size=10, n_layer=1, n_head=2, n_embd=8))
     spec = {'kind': 'char', 'chars': list('abcdefghij')}
-    os.makedirs('theirs', exist_ok=True)
+    os.makedirs('theirs')
     hf.write_folder('theirs', model.config, model.state_dict(), spec, build_tokenizer(spec), 'test')
-    config = dict(model_type='gpt2', n_layer=1, n_head=2, n_embd=8, n_positions=16, n_inner=None, vocab_size=10,
-                  activation_function='gelu_new', layer_norm_epsilon=1e-5, tie_word_embeddings=True,
-                  scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False)
-
-    flags = flags_of(init_from='theirs', eval_only=True, eval_iters=1)
     with open('theirs/config.json', 'w', encoding='utf-8') as f:
-        json.dump(config, f)
-    assert outcome(train.main, train.TrainConfig, flags) == 0
-    write_changed('theirs/config.json', config, draws)
-    assert outcome(train.main, train.TrainConfig, flags) in (0, 2)
+        json.dump(CONFIG_JSON, f)
+    assert outcome(train.main, train.TrainConfig, USE_THEIRS) == 0
+
+
+@FEW
+@given(st.data())
+def test_any_value_anywhere_in_config_json(theirs, draws):
+    write_changed('theirs/config.json', CONFIG_JSON, draws)
+    assert outcome(train.main, train.TrainConfig, USE_THEIRS) in (0, 2)
 
 
 @MANY
@@ -295,15 +302,22 @@ def test_any_value_anywhere_in_a_tokenizer(run, draws):
             assert '\n' not in str(e)
 
 
-@MANY
-@given(st.lists(st.tuples(st.integers(0, 4000), st.integers(0, 255)), min_size=1, max_size=4))
-def test_any_bytes_in_a_gguf(run, changes):
-    """In its header, where counts and sizes are."""
+@pytest.fixture
+def gguf_content(here):
+    """The bytes of a GGUF file."""
     pytest.importorskip('gguf', reason='the format needs it: pip install gguf')
     model = GPT(GPTConfig(block_size=16, vocab_size=10, n_layer=1, n_head=2, n_embd=8, mlp='gelu_tanh'))
     spec = {'kind': 'char', 'chars': list('abcdefghij')}
     gguf_file.write('m.gguf', model.config, model.state_dict(), spec, 'test')
-    content = bytearray(open('m.gguf', 'rb').read())
+    with open('m.gguf', 'rb') as f:
+        return f.read()
+
+
+@MANY
+@given(st.lists(st.tuples(st.integers(0, 4000), st.integers(0, 255)), min_size=1, max_size=4))
+def test_any_bytes_in_a_gguf(gguf_content, changes):
+    """In its header, where counts and sizes are."""
+    content = bytearray(gguf_content)
     for at, value in changes:
         content[at % 2000] = value
     with open('m.gguf', 'wb') as f:

@@ -7,9 +7,10 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import flags_of, limited, run_script, settings, sha256_of
+from conftest import flags_of, limited, run_main, run_script, settings, sha256_of
 
 import mlp_mnist
+import sample
 import train
 from gradus import checkpoint, optim
 from gradus.errors import UserError
@@ -171,7 +172,7 @@ def test_a_resumed_gpt_survives_them(place):
 
 def test_a_resumed_digit_network_survives_them(digits_place):
     flags = ['--n_train=200', '--sizes=784-30-10', '--mini_batch_size=20']
-    ran = run_script('mlp_mnist.py', *flags, '--epochs=1')
+    ran = run_main(mlp_mnist, *flags, '--epochs=1')
     assert ran.returncode == 0, ran.stderr
     torch.save(hostile_moments(torch.load('out-mnist/ckpt.pt')), 'out-mnist/ckpt.pt')
     ran = run_script('mlp_mnist.py', *flags, '--epochs=2', '--init_from=resume')
@@ -300,7 +301,7 @@ def test_prefixes_in_any_order_and_depth(prefix):
 
 
 @pytest.mark.skipif(not hasattr(os, 'mkfifo'), reason='needs pipes')
-@pytest.mark.parametrize('kind', ['pipe', *(pytest.param(k, marks=pytest.mark.slow) for k in ('folder', 'device'))])
+@pytest.mark.parametrize('kind', ['pipe', 'folder', 'device'])
 def test_what_is_no_file_is_refused_at_once(place, kind):
     os.makedirs('out')
     if kind == 'pipe':
@@ -309,8 +310,8 @@ def test_what_is_no_file_is_refused_at_once(place, kind):
         os.makedirs('out/ckpt.pt')
     else:
         os.symlink('/dev/zero', 'out/ckpt.pt')
-    for script, flags in (('train.py', flags_of(init_from='resume')), ('sample.py', ['--out_dir=out'])):
-        ran = run_script(script, *flags)
+    for script, flags in ((train, flags_of(init_from='resume')), (sample, ['--out_dir=out'])):
+        ran = run_main(script, *flags)
         assert ran.returncode == 2
         assert f'error: out/ckpt.pt: a {kind}; expected a file' in ran.stderr
 

@@ -14,7 +14,7 @@ from gradus.interrupt import Interrupt
 
 pytestmark = pytest.mark.skipif(sys.platform != 'linux', reason='needs /dev/full and terminals')
 
-LONG = dict(max_iters=300, lr_decay_iters=300, log_interval=1)
+LONG = dict(n_layer=1, max_iters=300, lr_decay_iters=300, log_interval=1)
 TRAIN = [sys.executable, str(REPO / 'train.py')]
 
 
@@ -80,7 +80,9 @@ def test_a_full_disk_behind_stdout(place, whole):
     assert_stopped_and_resumable(whole)
 
 
+@pytest.mark.slow
 def test_a_full_disk_from_the_start(place):
+    """Also without a training run: test_errors.py."""
     with open('/dev/full', 'w') as full:
         process = start(stdout=full, stderr=subprocess.PIPE)
         err = process.stderr.read()

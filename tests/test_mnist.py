@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import REPO, idx, read_log, run_script, sha256_of
+from conftest import REPO, idx, read_log, run_main, run_script, sha256_of
 from torch.nn import functional as F
 
 import mlp_mnist
@@ -218,7 +218,7 @@ def test_predict_prints_the_activations(place, capsys):
     # From the command line, with --key=value and with --key value.
     configurator.launch(mlp_mnist.main, MnistConfig, ['--predict=test:99', '--device=cpu'])
     assert capsys.readouterr().out.splitlines() == lines
-    assert run_script('mlp_mnist.py', '--predict', 'test:99', '--device=cpu').stdout.splitlines() == lines
+    assert run_main(mlp_mnist, '--predict', 'test:99', '--device=cpu').stdout.splitlines() == lines
 
 
 def drawing(size=(400, 400), corner=(120, 80), height=240, ink='black', paper='white', grain=0):

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import REPO, idx, run_script
+from conftest import REPO, idx
 from test_unpickle import python_2
 
 import mlp_mnist
@@ -172,7 +172,7 @@ def test_prepare_takes_files_gzipped_or_not(mnist, test_data):
     assert_made(prepare('--source', test_data / 'mnist'))
 
     shutil.rmtree('made')
-    assert_made(run_script('data/mnist/prepare.py', '--out', 'made', '--source', 'data/mnist', env=OFFLINE))
+    assert_made(prepare('--source', 'data/mnist'))
 
 
 @pytest.mark.parametrize('damage, expected', [
@@ -200,25 +200,26 @@ def test_prepare_takes_torchvisions_folder(below, mnist, test_data):
 
 # ---------------------------------------------------------------------------- mnist.pkl.gz
 
-def nielsens(images, labels, sizes):
-    """mnist.pkl.gz as Python 2 wrote it: parts of these sizes, float32 pixels divided by 256, int64 digits."""
+def nielsens(sizes):
+    """The real digits as Python 2 wrote mnist.pkl.gz: parts of these sizes, float32 pixels / 256, int64 digits."""
+    images = np.concatenate([digits.read_idx(Path('data/mnist', FILES[split][0])) for split in ('train', 'test')])
+    labels = np.concatenate([digits.read_idx(Path('data/mnist', FILES[split][1])) for split in ('train', 'test')])
     parts = []
     for end, size in zip(np.cumsum(sizes), sizes):
         x = images[end - size:end].reshape(size, 784).astype('<f4') / np.float32(256)
         parts.append((x, labels[end - size:end].astype('<i8')))
-    return gzip.compress(b'\x80\x02' + python_2(tuple(parts)) + b'.', compresslevel=1)
+    return gzip.compress(b'\x80\x02' + python_2(tuple(parts)) + b'.', compresslevel=0)
 
 
-def test_prepare_takes_nielsens_file(mnist, tmp_path):
-    """The real digits, in the form of the real file; test_unpickle.py compares that form with Python 2's own."""
-    images = np.concatenate([digits.read_idx(Path('data/mnist', FILES[split][0])) for split in ('train', 'test')])
-    labels = np.concatenate([digits.read_idx(Path('data/mnist', FILES[split][1])) for split in ('train', 'test')])
-    Path('mnist.pkl.gz').write_bytes(nielsens(images, labels, (50_000, 10_000, 10_000)))
+def test_prepare_takes_nielsens_file(mnist):
+    """In the form of the real file; test_unpickle.py compares that form with Python 2's own."""
+    Path('mnist.pkl.gz').write_bytes(nielsens((50_000, 10_000, 10_000)))
     assert_made(prepare('--source', 'mnist.pkl.gz'))
 
-    # the parts in another order are not MNIST
-    shutil.rmtree('made')
-    Path('mnist.pkl.gz').write_bytes(nielsens(images, labels, (10_000, 10_000, 50_000)))
+
+@pytest.mark.slow
+def test_the_parts_of_nielsens_file_in_another_order_are_not_mnist(mnist):
+    Path('mnist.pkl.gz').write_bytes(nielsens((10_000, 10_000, 50_000)))
     assert_refused(prepare('--source', 'mnist.pkl.gz'), 'train-images-idx3-ubyte has sha256', 'not the original')
 
 

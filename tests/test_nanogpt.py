@@ -12,7 +12,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from conftest import REPO, babble, run_script, settings
+from conftest import REPO, babble, run_main, settings
 from torch import nn
 from torch.nn import functional as F
 
@@ -250,8 +250,8 @@ def test_our_gpt2_style_checkpoint_has_its_layout(nanogpt):
 
 def test_its_readme_commands_run(chars):
     """The flags of its README's CPU recipe, over its config, as a command."""
-    ran = run_script(
-        'train.py',
+    ran = run_main(
+        train,
         REPO / 'config/train_shakespeare_char.py',
         '--device=cpu',
         '--compile=False',

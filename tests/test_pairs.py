@@ -76,7 +76,7 @@ def test_an_example_is_prompt_separator_completion_end(kind, request):
     if kind == 'gpt2':
         request.getfixturevalue('gpt2')
     if kind == 'bpe':
-        pytest.importorskip('tokenizers')
+        pytest.importorskip('tokenizers', reason='it trains a vocabulary: pip install tokenizers')
     examples = [('Ein Hund läuft.', 'A dog runs.'), ('', 'nothing'), ('Stille', '')] * 5
     tokenizer = prepare(examples, kind, vocab_size=270)
     again = build_tokenizer(metadata.read_meta('data/sums')['tokenizer'])

@@ -265,7 +265,7 @@ def test_arithmetic(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_multi30k(test_data, tmp_path, monkeypatch, capsys):
-    pytest.importorskip('tokenizers')
+    pytest.importorskip('tokenizers', reason='it trains a vocabulary: pip install tokenizers')
     source = test_data / 'multi30k'
     monkeypatch.chdir(tmp_path)
     run(monkeypatch, REPO / 'data/multi30k/prepare.py', f'--source={source}', '--out=a', '--vocab_size=1000')

@@ -8,7 +8,7 @@ import time
 
 import pytest
 import torch
-from conftest import REPO, prepare_babble, read_log, run_script
+from conftest import REPO, prepare_babble, read_log, run_main
 
 import train
 from gradus import checkpoint, configurator, parallel
@@ -196,9 +196,12 @@ def test_a_rank_that_differs_is_named_once(place, how, expected):
     (dict(WORLD_SIZE='4'), ': the environment has WORLD_SIZE=4 but no MASTER_ADDR; start with torchrun'),
     (dict(WORLD_SIZE='2', MASTER_ADDR='localhost', MASTER_PORT='x'), ': the processes cannot find each other'),
 ])
-def test_what_a_scheduler_left_in_the_environment_is_one_line(place, environment, expected):
-    ran = run_script('train.py', *FLAGS, env=environment)
+def test_what_a_scheduler_left_in_the_environment_is_one_line(place, environment, expected, monkeypatch):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    ran = run_main(train, *FLAGS)
     assert ran.returncode == 2
+    assert ran.stderr.count('\n') == 1
     assert ran.stderr.splitlines()[-1].startswith(f'error{expected}'), ran.stderr
     assert 'Traceback' not in ran.stderr
 

@@ -40,8 +40,8 @@ def write_lines(path, texts, field='text'):
 
 
 def test_all_kinds_of_files_together(prepare):
-    pyarrow = pytest.importorskip('pyarrow')
-    parquet = pytest.importorskip('pyarrow.parquet')
+    pyarrow = pytest.importorskip('pyarrow', reason='it writes parquet files: pip install pyarrow')
+    parquet = pytest.importorskip('pyarrow.parquet', reason='it writes parquet files: pip install pyarrow')
     os.makedirs('folder/below')
     Path('folder/2.txt').write_bytes(b'\xef\xbb\xbf' + '二\r\n\0'.encode())
     Path('folder/below/1.txt.gz').write_bytes(gzip.compress('😀'.encode()))
@@ -67,7 +67,7 @@ def test_options(prepare):
 
 
 def test_a_tokenizer_of_its_own(prepare):
-    pytest.importorskip('tokenizers')
+    pytest.importorskip('tokenizers', reason='it trains a vocabulary: pip install tokenizers')
     write_lines('x.jsonl', [f'document {i} of many' for i in range(200)])
     ran = prepare('x.jsonl', '--tokenizer=bpe', '--vocab_size=300')
     assert ran.returncode == 0, ran.stderr
@@ -79,7 +79,7 @@ def test_a_tokenizer_of_its_own(prepare):
 
 def test_a_model_s_tokenizer(prepare):
     """One that has <|endoftext|> of its own; the model is what training on that dataset gives."""
-    pytest.importorskip('tokenizers')
+    pytest.importorskip('tokenizers', reason='it trains a vocabulary: pip install tokenizers')
     from gradus import checkpoint
     from model import GPT, GPTConfig
 
@@ -117,8 +117,8 @@ def test_a_model_s_tokenizer(prepare):
     (['bad.parquet'], 'bad.parquet: cannot be read as parquet'),
 ])
 def test_what_is_wrong_is_one_line(args, message, prepare):
-    pytest.importorskip('tokenizers')
-    pytest.importorskip('pyarrow')
+    pytest.importorskip('tokenizers', reason='it trains a vocabulary: pip install tokenizers')
+    pytest.importorskip('pyarrow', reason='it writes parquet files: pip install pyarrow')
     Path('good.txt').write_text('some text ' * 100)
     Path('short.txt').write_text('short')
     Path('bad.jsonl').write_text('{"text": "a"}\n{"text": \n')
@@ -169,7 +169,7 @@ def test_a_folder_that_holds_its_own_dataset(prepare):
 @pytest.mark.slow
 def test_progress_on_a_terminal():
     """It is shown while it runs; elsewhere, nothing is."""
-    fcntl = pytest.importorskip('fcntl')
+    fcntl = pytest.importorskip('fcntl', reason='needs POSIX locks')
     import pty
     import termios
 

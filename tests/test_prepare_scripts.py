@@ -307,7 +307,11 @@ def test_what_is_there_is_not_overwritten(where, checkout, run_here):
     assert prepare(folder / 'b.txt').returncode == 0
 
 
-@pytest.mark.parametrize('closed', ['', '<&-', '>&-', '2>&-', '<&- >&- 2>&-'])
+@pytest.mark.parametrize('closed', [
+    '',
+    '<&- >&- 2>&-',
+    *(pytest.param(closed, marks=pytest.mark.slow) for closed in ('<&-', '>&-', '2>&-')),
+])
 def test_any_terminal_will_do(closed, checkout):
     """A name in Japanese where only Western characters are expected, and closed streams."""
     command = f'exec "$0" repo/data/prepare.py --name=日本語 --tokenizer=byte a.txt {closed}'

@@ -255,9 +255,9 @@ def test_other_data_gets_a_warning(place, capsys):
 
 @pytest.mark.parametrize('script, flag, lower', [
     ('train.py', 'n_embd=1048576', '--batch_size, --block_size, --n_layer or --n_embd'),
-    ('train.py', 'batch_size=1000000000000', '--batch_size'),
+    pytest.param('train.py', 'batch_size=1000000000000', '--batch_size', marks=pytest.mark.slow),
     ('sample.py', 'num_samples=10000000', 'num_samples'),
-    ('mlp_mnist.py', 'sizes=784-900000-300-10', '--mini_batch_size or --sizes'),
+    pytest.param('mlp_mnist.py', 'sizes=784-900000-300-10', '--mini_batch_size or --sizes', marks=pytest.mark.slow),
 ])
 def test_too_little_memory_is_one_line(place, script, flag, lower):
     flags = {'train.py': flags_of(max_iters=2), 'sample.py': [], 'mlp_mnist.py': ['--n_train=200']}[script]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import REPO, flags_of, read_log, run_script, settings, sha256_of, snapshot
+from conftest import REPO, flags_of, read_log, run_main, settings, sha256_of, snapshot
 
 import train
 from gradus import checkpoint
@@ -25,25 +25,40 @@ def here(tmp_path, monkeypatch):
 
 # ---------------------------------------------------------------------------- one run at a time
 
+# Each line it reads is a folder, in which it holds the lock of `out` until the next line comes.
 HOLDER = """
-import sys, time
+import os, sys
 sys.path.insert(0, sys.argv[1])
 from gradus.run_folder import RunFolder
 
-with RunFolder('out'):
-    print('locked', flush=True)
-    time.sleep(60)
+for line in sys.stdin:
+    os.chdir(line.strip())
+    with RunFolder('out'):
+        print('locked', flush=True)
+        sys.stdin.readline()
+    print('unlocked', flush=True)
 """
 
 
-@pytest.fixture
-def other_process():
-    """Another process that holds the lock of `out`."""
-    process = subprocess.Popen([sys.executable, '-c', HOLDER, REPO], stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == 'locked\n'
+@pytest.fixture(scope='module')
+def holder():
+    """A process that runs HOLDER."""
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
+    process = subprocess.Popen([sys.executable, '-c', HOLDER, REPO], **pipes)
     yield process
     process.kill()
     process.wait()
+
+
+@pytest.fixture
+def other_process(holder, tmp_path):
+    """Another process that holds the lock of `out`. A test may kill it, if it is the last one that needs it."""
+    holder.stdin.write(f'{tmp_path}\n')
+    assert holder.stdout.readline() == 'locked\n'
+    yield holder
+    if holder.poll() is None:
+        holder.stdin.write('\n')
+        assert holder.stdout.readline() == 'unlocked\n'
 
 
 def test_a_second_run_is_refused_with_the_process_number(other_process):
@@ -292,7 +307,7 @@ def test_a_link_to_the_place_where_runs_go():
 def test_a_folder_that_cannot_be_written_is_one_line(place):
     Path('file').write_text('')
     for out_dir in ('file/below', 'x' * 300, *(['/proc/none'] if sys.platform == 'linux' else [])):
-        ran = run_script('train.py', *flags_of(out_dir=out_dir))
+        ran = run_main(train, *flags_of(out_dir=out_dir))
         assert ran.returncode == 2
         last = ran.stderr.splitlines()[-1]
         assert last.startswith(f'error: out_dir={out_dir}: cannot be written (')

@@ -1,5 +1,6 @@
 """What other people's files and habits are, in sample.py and --init_from: prompts, weights, tokenizers, newest runs."""
 
+import contextlib
 import json
 import os
 import pickle
@@ -8,13 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import REPO, flags_of, read_terminal, run_script, settings, sha256_of, write_digits
+from conftest import flags_of, read_terminal, run_main, settings, sha256_of, write_digits
 
 import export
 import mlp_mnist
 import sample
 import train
-from gradus import checkpoint, pretrained
+from gradus import checkpoint, configurator, pretrained
 from gradus.errors import UserError
 from gradus.tokenizer import CharTokenizer
 from model import GPT, GPTConfig
@@ -95,17 +96,15 @@ def test_a_prompt_file_that_is_a_pipe_is_one_line(run, capsys):
 @pytest.mark.skipif(sys.platform != 'linux', reason='needs terminals')
 def test_a_terminal_gets_no_escapes_and_a_file_gets_every_byte(place, capsys):
     import pty
-    import subprocess
 
     char_model(['\x1b[2J', '\x9b1m'])
     assert '\x1b[2J' in output(capsys) or '\x9b1m' in output(capsys)
 
     master, slave = pty.openpty()
     flags = ['--out_dir=out', '--num_samples=1', '--max_new_tokens=20', '--device=cpu']
-    process = subprocess.Popen([sys.executable, REPO / 'sample.py', *flags], stdout=slave, stderr=subprocess.PIPE)
-    os.close(slave)
+    with os.fdopen(slave, 'w') as terminal, contextlib.redirect_stdout(terminal):
+        configurator.launch(sample.main, sample.SampleConfig, flags)
     seen = read_terminal(master)
-    process.communicate()
     os.close(master)
     assert rb'\x1b[2J' in seen
     assert b'\x1b' not in seen
@@ -225,7 +224,7 @@ def test_ids_without_characters_train_and_resume_but_show_no_text(place, capsys)
 
 
 def test_the_closing_hint_can_be_pasted(place):
-    ran = run_script('train.py', *flags_of(max_iters=1, out_dir="a b'c"))
+    ran = run_main(train, *flags_of(max_iters=1, out_dir="a b'c"))
     hint = ran.stdout.splitlines()[-1]
     assert hint.startswith('more samples: python sample.py ')
     import shlex

@@ -212,7 +212,7 @@ def test_random_merges_are_refused_or_mean_the_same():
     tokenizers = pytest.importorskip('tokenizers', reason='the outsider: pip install tokenizers')
     r = random.Random(1)
     accepted = 0
-    for _ in range(1500):
+    for _ in range(600):
         vocab = dict.fromkeys('abc')
         merges = []
         for _ in range(r.randint(1, 5)):
@@ -235,7 +235,7 @@ def test_random_merges_are_refused_or_mean_the_same():
         for _ in range(20):
             text = ''.join(r.choices('abc', k=r.randint(1, 12)))
             assert ours.encode(text) == made.encode(text).ids, (merges, text)
-    assert 300 < accepted < 1450
+    assert 120 < accepted < 580
 
 
 # ---------------------------------------------------------------------------- what is refused
