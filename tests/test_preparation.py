@@ -90,7 +90,7 @@ def test_dataset_round_trip_with_large_ids():
         n_vocab = 100_000
 
     pieces = [('train', [99_999, 1]), ('val', [5]), ('train', np.array([70_000])), ('val', [65_536])]
-    preparation.write('data/big', pieces, Big(), 'numbers', 'ab' * 32, more='kept')
+    preparation.write('data/big', pieces, Big(), 'numbers', 'ab' * 32)
     meta = metadata.read_meta('data/big')
     assert os.path.getsize('data/big/train.bin') == 12
     assert meta['dtype'] == np.dtype('<u4')
@@ -102,7 +102,7 @@ def test_dataset_round_trip_with_large_ids():
 
     on_disk = json.loads(Path('data/big/meta.json').read_text(encoding='utf-8'))
     assert (on_disk['train_tokens'], on_disk['val_tokens']) == (3, 2)
-    assert (on_disk['sha256'], on_disk['source'], on_disk['more']) == ('ab' * 32, 'numbers', 'kept')
+    assert (on_disk['sha256'], on_disk['source']) == ('ab' * 32, 'numbers')
 
 
 def test_ids_are_little_endian_uint16():
