@@ -194,10 +194,14 @@ class Pairs:
         where its completion begins, and where it ends. expected: how many examples. Raises UserError.
         """
         require_file(path)
-        index = np.fromfile(path, dtype='<i8')
-        if len(index) % 2 or not len(index) or expected not in (None, len(index) // 2):
-            raise UserError(f'{path}: {os.path.getsize(path):,} bytes; expected 16 for each of '
-                            f"{'one or more' if expected is None else f'{expected:,}'} examples; prepare it again")
+        size = os.path.getsize(path)
+        if size % 16 or not size or expected not in (None, size // 16):
+            raise UserError(f'{path}: {size:,} bytes; expected 16 for each of '
+                            f"{f'{expected:,}' if expected else 'one or more'} examples; prepare it again")
+        try:
+            index = np.fromfile(path, dtype='<i8')
+        except OSError as e:
+            raise UserError(f'{path}: cannot be read ({e.strerror})') from e
         self.completions, self.ends = index.reshape(-1, 2).T                    # (n,) each
         self.begins = np.concatenate(([0], self.ends[:-1]))
         ordered = (self.begins < self.completions) & (self.completions < self.ends)

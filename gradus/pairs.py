@@ -53,7 +53,7 @@ def _from_json(line, where):
         if not isinstance(record.get(name), str):
             found = show(record[name]) if name in record else f"only {', '.join(map(show, record)) or 'nothing'}"
             raise UserError(f'{where}: {name} is missing or no text: {found}; expected prompt and completion')
-    return record['prompt'], record['completion']
+    return documents.whole_characters(record['prompt']), documents.whole_characters(record['completion'])
 
 
 def as_tsv(pairs):

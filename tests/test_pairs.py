@@ -63,6 +63,11 @@ def test_lines_that_are_no_pairs(name, line, error):
     assert error in str(e.value)
 
 
+def test_half_a_character_of_json():
+    Path('a.jsonl').write_text('{"prompt": "x \\ud800", "completion": "\\ud83d\\ude00 \\udfff"}\n')
+    assert list(pairs.read(['a.jsonl'])) == [('x \ufffd', '\U0001f600 \ufffd')]
+
+
 def test_pairs_held_out_are_spread_evenly():
     parts = [part for part, *_ in pairs.split(ADDITIONS, 0.1)]
     assert parts.count('val') == 40
@@ -212,7 +217,7 @@ def test_damaged_indexes():
     path = Path('data/sums/train.pairs.bin')
     good = path.read_bytes()
     index = np.frombuffer(good, dtype='<i8')
-    for bad in (b'', good[:-8], good[:-16], good + good[:16]):
+    for bad in (b'', good[:-8], good[:-16], good + good[:16], good + b'abc'):
         path.write_bytes(bad)
         with pytest.raises(UserError, match='train.pairs.bin: [0-9,]+ bytes; expected 16 for each of 360 examples'):
             opened()
@@ -224,6 +229,17 @@ def test_damaged_indexes():
             opened()
     path.unlink()
     with pytest.raises(UserError, match='train.pairs.bin: No such file'):
+        opened()
+
+
+@pytest.mark.parametrize('key', ['train_pairs', 'val_pairs'])
+def test_both_splits_have_pairs_or_none(key):
+    prepare()
+    path = Path('data/sums/meta.json')
+    meta = json.loads(path.read_text())
+    del meta[key]
+    path.write_text(json.dumps(meta))
+    with pytest.raises(UserError, match=f'meta.json: no {key}; expected a number of pairs, as'):
         opened()
 
 
