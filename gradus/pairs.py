@@ -14,7 +14,7 @@ from array import array
 
 from tqdm import tqdm
 
-from gradus import bpe, documents, preparation
+from gradus import bpe, corpus, documents, preparation
 from gradus.errors import UserError, show
 from gradus.tokenizer import CharTokenizer, build_tokenizer
 
@@ -64,8 +64,7 @@ def as_tsv(pairs):
 def split(pairs, val_fraction):
     """('train' or 'val', prompt, completion) of each pair: those held out are spread evenly."""
     for i, pair in enumerate(pairs):
-        held_out = int((i + 1) * val_fraction) > int(i * val_fraction)
-        yield 'val' if held_out else 'train', *pair
+        yield 'val' if corpus.is_held_out(i, val_fraction) else 'train', *pair
 
 
 # ---------------------------------------------------------------------------- tokenizers
@@ -106,10 +105,10 @@ def tokenizer_for(kind, texts, vocab_size=4096, separator=None):
 
 # ---------------------------------------------------------------------------- writing
 
-def write(folder, pairs, tokenizer, source, sha256):
+def write(folder, pairs, tokenizer, source, sha256, test=()):
     """
     Make a dataset of pairs, ('train' or 'val', prompt, completion) each, with a tokenizer of `tokenizer_for`.
-    Raises UserError.
+    test: more pairs, which become test.tsv. Raises UserError.
     """
     index = {'train': array('q'), 'val': array('q')}  # where each example's completion begins, and where it ends
     n_tokens = {'train': 0, 'val': 0}
@@ -123,7 +122,8 @@ def write(folder, pairs, tokenizer, source, sha256):
             index[part].extend((begin + len(question), n_tokens[part]))
             yield part, question + answer
 
-    preparation.write(folder, pieces(), tokenizer, source, sha256, index)
+    extra = {'test.tsv': as_tsv(test)} if test else None
+    preparation.write(folder, pieces(), tokenizer, source, sha256, index, extra)
 
 
 def prepare(folder, files, kind, source, val_fraction=0.1, vocab_size=4096, separator=None):
@@ -132,7 +132,7 @@ def prepare(folder, files, kind, source, val_fraction=0.1, vocab_size=4096, sepa
     separator: as for `tokenizer_for`. Raises UserError.
     """
     if not 0 < val_fraction < 1:
-        raise UserError(f'val_fraction={val_fraction}: expected a number between 0 and 1')
+        raise UserError(f'--val_fraction={val_fraction}: expected a number between 0 and 1')
     if kind == 'bpe':
         bpe.check_training(vocab_size, SPECIAL)
 
@@ -144,7 +144,7 @@ def prepare(folder, files, kind, source, val_fraction=0.1, vocab_size=4096, sepa
         n += 1
     held_out = int(n * val_fraction)
     if not 0 < held_out < n:
-        raise UserError(f"{', '.join(files)}: {n:,} pairs, of which val_fraction={val_fraction} holds out "
+        raise UserError(f"{', '.join(files)}: {n:,} pairs, of which --val_fraction={val_fraction} holds out "
                         f'{held_out:,}; expected some to train on and some to hold out')
 
     texts = (text for pair in read(files) for text in pair)

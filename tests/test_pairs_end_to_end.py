@@ -17,7 +17,7 @@ from test_parallel import losses, train_two
 
 import sample
 import train
-from gradus import checkpoint, configurator, data, metadata, pretrained
+from gradus import checkpoint, configurator, data, metadata, preparation, pretrained
 from gradus.errors import UserError
 
 SUMS = [(f'{a}+{b}', str(a + b)[::-1]) for a in range(60) for b in range(60)]
@@ -82,11 +82,13 @@ def test_prepared_pairs(sums):
 
 
 @pytest.mark.parametrize('content, args, expected', [
-    ('a\tb\n', [], '1 pairs, of which val_fraction=0.1 holds out 0'),
+    ('a\tb\n', [], '1 pairs, of which --val_fraction=0.1 holds out 0'),
     ('', [], '0 pairs'),
     ('a\tb\n' * 50, ['--val_fraction=0'], 'expected a number between 0 and 1'),
     ('a\tb\n' * 50 + 'c\n', [], 'bad.tsv: line 51: 1 column'),
     ('a\tb\n' * 50, ['--tokenizer=bpe', '--vocab_size=200'], '--vocab_size'),
+    ('a\tb\n' * 50, ['--tokenizer=bpe', '--vocab_size='], '--vocab_size=: expected an integer'),
+    ('a\tb\n' * 50, ['--field=text'], '--field=text: not for --pairs'),
     ('a\tb\n' * 50, ['--separator='], 'expected a text'),
 ])
 def test_pairs_that_cannot_be(content, args, expected, sums, monkeypatch, capsys):
@@ -235,7 +237,7 @@ def test_an_evaluation_that_cannot_be(sums, capsys):
 
 # ---------------------------------------------------------------------------- the datasets that come with it
 
-def test_arithmetic(tmp_path, monkeypatch):
+def test_arithmetic(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     script = REPO / 'data/arithmetic/prepare.py'
     for args, reverse in ((['--out=a'], True), (['--out=b', '--digits=2', '--examples=1000', '--no-reverse'], False)):
@@ -258,9 +260,22 @@ def test_arithmetic(tmp_path, monkeypatch):
     before = Path('a/train.bin').read_bytes()
     run(monkeypatch, script, '--out=a')
     assert Path('a/train.bin').read_bytes() == before
-    for args in (['--digits=0'], ['--digits=1', '--examples=1000'], ['--examples=0']):
+    for args in (['--digits=0'], ['--digits=1', '--examples=1000'], ['--examples=0'], ['--digits=three']):
+        capsys.readouterr()
         with pytest.raises(SystemExit):
             run(monkeypatch, script, '--out=c', *args)
+        assert re.fullmatch('error: --(digits|examples)=.*: expected .*\n', capsys.readouterr().err)
+
+    # test.tsv belongs to the dataset: it does not change before the dataset does
+    monkeypatch.setattr(preparation, '_rename', interrupt)
+    with pytest.raises(SystemExit):
+        run(monkeypatch, script, '--out=b')
+    assert len(Path('b/test.tsv').read_text().splitlines()[0]) < len('100+100')
+    assert sorted(os.listdir('b')) == sorted(os.listdir('a'))
+
+
+def interrupt(*args):
+    raise KeyboardInterrupt
 
 
 @pytest.mark.slow
