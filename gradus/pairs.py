@@ -115,7 +115,7 @@ def write(folder, pairs, tokenizer, source, sha256, test=()):
 
     def pieces():
         for part, prompt, completion in pairs:
-            question = [*tokenizer.start, *tokenizer.encode_ordinary(prompt), *tokenizer.separator]
+            question = tokenizer.prompt(tokenizer.encode_ordinary(prompt))
             answer = [*tokenizer.encode_ordinary(completion), tokenizer.end_id]
             begin = n_tokens[part]
             n_tokens[part] += len(question) + len(answer)

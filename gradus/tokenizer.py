@@ -30,6 +30,10 @@ class Tokenizer:
     separator = ()                                    # ids that follow every prompt: only after training on pairs
     end_id = None                                     # of the token that marks the end of a text; None: there is none
 
+    def prompt(self, ids):
+        """The ids of a prompt with those that precede and follow every prompt."""
+        return [*self.start, *ids, *self.separator]
+
     def to_json(self):
         """Plain data, from which `build_tokenizer` makes the tokenizer again."""
         pairs = dict(separator=list(self.separator), end_id=self.end_id) if self.separator else {}

@@ -371,6 +371,14 @@ def test_all_beams_find_the_most_likely_completion():
     assert beam.search(model, torch.tensor([prompt]), 3, 4, 4, beams=60)[0] == best[1]
 
 
+def test_a_search_with_a_model_that_computes_nan():
+    model = tiny()
+    with torch.no_grad():
+        model.lm_head.weight[3] = float('nan')
+    with pytest.raises(UserError, match='the model computes NaN'):
+        beam.search(model, torch.tensor([[1, 2]]), 0, 4, 5, beams=3)
+
+
 def test_rows_of_a_search_do_not_disturb_one_another():
     model = tiny(2)
     prompts = torch.tensor([[1, 2], [3, 4], [0, 5]])

@@ -226,13 +226,68 @@ def test_each_line_is_a_prompt_of_its_own(adder, monkeypatch, capsys):
 def test_an_evaluation_that_cannot_be(sums, capsys):
     train_here('--out_dir=out', '--max_iters=1')
     long = '1' * 16
-    for content, error in (('', 'no pairs'), ('1+1 2\n', 'line 1: 1 column'), ('x\t2\n', "character 'x'"),
+    for content, error in (('', 'no pairs'), ('1+1 2\n', 'line 1: 1 column'), ('1\t2\nx\t2\n', "test.tsv: pair 2: character 'x'"),
                            (f'{long}\t2\n', 'pair 1 has a prompt of 17 tokens')):
         Path('test.tsv').write_text(content)
         with pytest.raises(UserError, match=error):
             sample_here(capsys, '--out_dir=out', '--eval=test.tsv')
     with pytest.raises(UserError, match='beam search needs room'):
         sample_here(capsys, '--out_dir=out', '--beams=2', f'--start={"1" * 16}')
+
+
+def test_evaluations(sums, capsys):
+    train_here('--out_dir=out', '--max_iters=1')
+    Path('TEST.TSV').write_text('1+1\t2\n')
+    for flags, searches in (('', 2), ('--beams=3', 2), ('--beams=1', 1)):
+        lines = sample_here(capsys, '--out_dir=out', '--eval=TEST.TSV', *flags.split()).splitlines()
+        assert [line.partition('1 pairs, ')[0] for line in lines] == ['TEST.TSV: '] * searches
+
+    # special tokens in a prompt are text, as they were in training
+    prepare('sums.tsv', '--tokenizer=byte', out='data/bytes')
+    train_here('--dataset=bytes', '--out_dir=bytes', '--max_iters=1', '--block_size=40')
+    model = pretrained.load('bytes')
+    cfg = configurator.load(sample.SampleConfig, ['--eval=TEST.TSV'])
+    prompts = sample.read_eval_pairs(cfg, pretrained.build(model), pretrained.tokenizer_for(model))[1]
+    assert prompts == [[*b'1+1', 254]]
+
+    # a model that was not trained on pairs
+    Path('text.txt').write_text('12+34\t and so on\n' * 40)
+    with pytest.MonkeyPatch.context() as patch:
+        run(patch, REPO / 'data/prepare.py', '--out=data/text', 'text.txt')
+    train_here('--dataset=text', '--out_dir=text', '--max_iters=1')
+    sample.main(configurator.load(sample.SampleConfig, ['--device=cpu', '--out_dir=text', '--eval=text.txt']))
+    assert 'plain text' not in capsys.readouterr().err
+    Path('text.tsv').write_text('12+34\t and so on\n')
+    sample.main(configurator.load(sample.SampleConfig, ['--device=cpu', '--out_dir=text', '--eval=text.tsv']))
+    assert capsys.readouterr().err.startswith('warning: text.tsv: evaluated as plain text')
+
+
+def test_what_a_search_ignores_is_said(sums, monkeypatch, capsys):
+    train_here('--out_dir=out', '--max_iters=1')
+    capsys.readouterr()
+    flags = ['--device=cpu', '--out_dir=out', '--beams=2', '--start=1+1', '--json']
+    sample.main(configurator.load(sample.SampleConfig, flags))
+    found = capsys.readouterr()
+    assert 'ignored' not in found.err
+    assert json.loads(found.out)['prompt'] == '1+1'
+    sample.main(configurator.load(sample.SampleConfig, [*flags, '--temperature=0', '--logprobs']))
+    assert 'ignored: temperature, logprobs\n' in capsys.readouterr().err
+
+    # line by line too; a prompt that is too long is an error, but not the end
+    lines = iter(['1+1', '1' * 16, '1+1'])
+
+    def read(prompt):
+        try:
+            return next(lines)
+        except StopIteration:
+            raise EOFError from None
+
+    monkeypatch.setattr('builtins.input', read)
+    sample.main(configurator.load(sample.SampleConfig, [*flags, '--interactive']))
+    shown = capsys.readouterr()
+    text = json.loads(found.out)['text']
+    assert shown.out == f'{text}\n\n{text}\n'
+    assert shown.err.count('beam search needs room') == 1
 
 
 # ---------------------------------------------------------------------------- the datasets that come with it
@@ -267,10 +322,11 @@ def test_arithmetic(tmp_path, monkeypatch, capsys):
         assert re.fullmatch('error: --(digits|examples)=.*: expected .*\n', capsys.readouterr().err)
 
     # test.tsv belongs to the dataset: it does not change before the dataset does
+    before = Path('b/test.tsv').read_bytes()
     monkeypatch.setattr(preparation, '_rename', interrupt)
     with pytest.raises(SystemExit):
         run(monkeypatch, script, '--out=b')
-    assert len(Path('b/test.tsv').read_text().splitlines()[0]) < len('100+100')
+    assert Path('b/test.tsv').read_bytes() == before
     assert sorted(os.listdir('b')) == sorted(os.listdir('a'))
 
 
