@@ -15,6 +15,7 @@ import torch
 from conftest import REPO, read_log, run_script
 from test_parallel import losses, train_two
 
+import export
 import sample
 import train
 from gradus import checkpoint, configurator, data, metadata, preparation, pretrained
@@ -260,6 +261,21 @@ def test_evaluations(sums, capsys):
     Path('text.tsv').write_text('12+34\t and so on\n')
     sample.main(configurator.load(sample.SampleConfig, ['--device=cpu', '--out_dir=text', '--eval=text.tsv']))
     assert capsys.readouterr().err.startswith('warning: text.tsv: evaluated as plain text')
+
+
+@pytest.mark.parametrize('to', ['hf', 'gguf', 'nanogpt', 'safetensors'])
+def test_an_export_keeps_the_separator_or_says_that_it_cannot(to, sums, capsys):
+    train_here('--out_dir=out', '--max_iters=1')
+    export.main(configurator.load(export.ExportConfig, [f'--to={to}', f'--dest=x.{to}']))
+    note = 'the model was trained on pairs, which this format cannot say: end each prompt with'
+    expected = 0 if to == 'safetensors' else 1
+    assert capsys.readouterr().err.count(note) == expected
+    if to == 'hf':                                    # and what the note says works
+        found = [sample_here(capsys, f'--init_from={source}', f'--start={start}', '--num_samples=1', '--temperature=0')
+                 for source, start in (('out', '1+1'), ('x.hf', '1+1\x02'))]
+        assert found[0].partition('\n')[2] == found[1].partition('\x02')[2]
+    if to == 'safetensors':
+        assert pretrained.load('x.safetensors').tokenizer['separator'] == [11]
 
 
 def test_what_a_search_ignores_is_said(sums, monkeypatch, capsys):
