@@ -31,8 +31,9 @@ def read(paths):
     """(prompt, completion) of each line of .tsv or .jsonl files, gzipped or not. Raises UserError."""
     for path in paths:
         is_json = path.lower().removesuffix('.gz').endswith('.jsonl')
+        parse = _from_json if is_json else _from_tsv
         for where, line in documents.lines(path):
-            yield (_from_json if is_json else _from_tsv)(line, where)
+            yield parse(line, where)
 
 
 def _from_tsv(line, where):
@@ -52,13 +53,23 @@ def _from_json(line, where):
     for name in ('prompt', 'completion'):
         if not isinstance(record.get(name), str):
             found = show(record[name]) if name in record else f"only {', '.join(map(show, record)) or 'nothing'}"
-            raise UserError(f'{where}: {name} is missing or no text: {found}; expected prompt and completion')
+            raise UserError(f'{where}: {name} is missing or not a string: {found}; expected prompt and completion')
     return documents.whole_characters(record['prompt']), documents.whole_characters(record['completion'])
 
 
 def as_tsv(pairs):
     """The content of a .tsv file, for texts without tabs and line ends."""
     return ''.join(f'{prompt}\t{completion}\n' for prompt, completion in pairs).encode()
+
+
+def survey(pairs):
+    """How many pairs there are, and their sha256, which tells one dataset from another."""
+    digest = hashlib.sha256()
+    n = 0
+    for pair in pairs:
+        digest.update(json.dumps(pair).encode())
+        n += 1
+    return n, digest.hexdigest()
 
 
 def split(pairs, val_fraction):
@@ -84,7 +95,8 @@ def tokenizer_for(kind, texts, vocab_size=4096, separator=None):
             raise UserError(f'the pairs contain the character {show(min(used))}, which separates them; leave it out, '
                             'or use --tokenizer=byte')
         tokenizer = CharTokenizer([*sorted(chars), SEPARATOR, END])
-        own, tokenizer.end_id = SEPARATOR, tokenizer.ids[END]
+        tokenizer.end_id = tokenizer.ids[END]
+        own = SEPARATOR
     elif kind == 'byte' or kind == {'kind': 'byte'}:
         tokenizer = build_tokenizer({'kind': 'byte', 'separator': [SEPARATOR_BYTE], 'end_id': END_BYTE})
         own = None
@@ -97,6 +109,9 @@ def tokenizer_for(kind, texts, vocab_size=4096, separator=None):
 
     if separator or own:
         tokenizer.separator = tokenizer.encode(separator or own)
+    if not tokenizer.separator:                       # a vocabulary without all bytes leaves out what it lacks
+        raise UserError(f'--separator={show(separator or own)[1:-1]}: nothing is left of it in this tokenizer; '
+                        'expected a text that it knows')
     if tokenizer.end_id is None:
         raise UserError('this tokenizer has no token for the end of a text, which completions need; '
                         'use --tokenizer=bpe, char, byte or gpt2')
@@ -136,12 +151,7 @@ def prepare(folder, files, kind, source, val_fraction=0.1, vocab_size=4096, sepa
     if kind == 'bpe':
         bpe.check_training(vocab_size, SPECIAL)
 
-    # Find what is wrong with the files, and count.
-    digest = hashlib.sha256()
-    n = 0
-    for pair in read(files):
-        digest.update(json.dumps(pair).encode())
-        n += 1
+    n, sha256 = survey(read(files))                   # which also finds what is wrong with the files
     held_out = int(n * val_fraction)
     if not 0 < held_out < n:
         raise UserError(f"{', '.join(files)}: {n:,} pairs, of which --val_fraction={val_fraction} holds out "
@@ -150,4 +160,4 @@ def prepare(folder, files, kind, source, val_fraction=0.1, vocab_size=4096, sepa
     texts = (text for pair in read(files) for text in pair)
     tokenizer = tokenizer_for(kind, texts, vocab_size, separator)
     pairs = tqdm(split(read(files), val_fraction), total=n, desc='encoding', unit=' pairs', leave=False, disable=None)
-    write(folder, pairs, tokenizer, source, digest.hexdigest())
+    write(folder, pairs, tokenizer, source, sha256)

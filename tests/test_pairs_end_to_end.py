@@ -161,6 +161,11 @@ def test_fine_tuning_on_pairs(sums, capsys):
     before, after = checkpoint.load('base/ckpt.pt')['model'], checkpoint.load('tuned/ckpt.pt')['model']
     assert all(torch.equal(before[name], after[name]) for name in before)
 
+    # and back: the tokenizer of a model of pairs, for a text
+    with pytest.MonkeyPatch.context() as patch:
+        run(patch, REPO / 'data/prepare.py', '--out=data/again', '--tokenizer=tuned', 'text.txt')
+    assert metadata.read_meta('data/again')['tokenizer'] == {'kind': 'byte'}
+
     # another tokenizer is still noticed
     prepare('sums.tsv', '--tokenizer=char', out='data/chars')
     train_here('--dataset=chars', '--init_from=base', '--out_dir=chars', '--max_iters=1')
@@ -227,7 +232,8 @@ def test_each_line_is_a_prompt_of_its_own(adder, monkeypatch, capsys):
 def test_an_evaluation_that_cannot_be(sums, capsys):
     train_here('--out_dir=out', '--max_iters=1')
     long = '1' * 16
-    for content, error in (('', 'no pairs'), ('1+1 2\n', 'line 1: 1 column'), ('1\t2\nx\t2\n', "test.tsv: pair 2: character 'x'"),
+    for content, error in (('', 'no pairs'), ('1+1 2\n', 'line 1: 1 column'),
+                           ('1\t2\nx\t2\n', "test.tsv: pair 2: character 'x'"),
                            (f'{long}\t2\n', 'pair 1 has a prompt of 17 tokens')):
         Path('test.tsv').write_text(content)
         with pytest.raises(UserError, match=error):
@@ -329,8 +335,12 @@ def test_arithmetic(tmp_path, monkeypatch, capsys):
         assert not seen & set(test)
 
     before = Path('a/train.bin').read_bytes()
+    fingerprint = metadata.fingerprint('a')
     run(monkeypatch, script, '--out=a')
     assert Path('a/train.bin').read_bytes() == before
+    assert metadata.fingerprint('a') == fingerprint
+    run(monkeypatch, script, '--out=a', '--no-reverse')         # as many tokens, but a resumed run must notice
+    assert metadata.fingerprint('a') != fingerprint
     for args in (['--digits=0'], ['--digits=1', '--examples=1000'], ['--examples=0'], ['--digits=three']):
         capsys.readouterr()
         with pytest.raises(SystemExit):

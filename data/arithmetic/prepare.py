@@ -53,7 +53,8 @@ def main():
     test = [found.pop() for _ in range(N_HELD_OUT)]
     parts = ['train'] * examples + ['val'] * N_HELD_OUT
     tokenizer = pairs.tokenizer_for('char', ['0123456789+'])
-    pairs.write(args.out, [(part, *pair) for part, pair in zip(parts, found)], tokenizer, 'sums', sha256='', test=test)
+    _, sha256 = pairs.survey(found)
+    pairs.write(args.out, [(part, *pair) for part, pair in zip(parts, found)], tokenizer, 'sums', sha256, test)
 
 
 if __name__ == '__main__':

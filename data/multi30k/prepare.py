@@ -64,7 +64,8 @@ def main():
     texts = [text for pair in train for text in pair]
     tokenizer = pairs.tokenizer_for('bpe', texts, vocab_size)
     parts = [('train', *pair) for pair in train] + [('val', *pair) for pair in val]
-    pairs.write(args.out, parts, tokenizer, source='Multi30k', sha256=SHA256['train.de.gz'], test=test)
+    _, sha256 = pairs.survey([*train, *val])
+    pairs.write(args.out, parts, tokenizer, 'Multi30k', sha256, test)
 
 
 if __name__ == '__main__':
