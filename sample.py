@@ -343,7 +343,7 @@ def evaluate_pairs(cfg, model, tokenizer, found, prompts):
     for beams in sorted({1, cfg.beams or 5}):
         how = 'greedy' if beams == 1 else f'{beams} beams'
         progress = partial(tqdm, desc=how, leave=False, disable=None)
-        texts = beam.complete(model, prompts, tokenizer, beams, progress)
+        texts = beam.complete(model, prompts, tokenizer, cfg.max_new_tokens, beams, progress)
         print(on_screen(f'{cfg.eval}: {len(wanted):,} pairs, {how}: {evaluation.score_texts(texts, wanted)}'))
 
 

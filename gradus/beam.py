@@ -66,7 +66,7 @@ def search(model, prompts, end_id, max_new_tokens, n_vocab, beams=1, length_pena
     return [max(found)[1] if found else beam[0].tolist() for found, beam in zip(ended, tokens)]
 
 
-def complete(model, prompts, tokenizer, beams=1, progress=iter, rows=64):
+def complete(model, prompts, tokenizer, max_new_tokens, beams=1, progress=iter, rows=64):
     """
     Complete lists of ids by `search`, prompts of the same length side by side, `rows` beams at a time. Returns texts in
     the order of the prompts. progress: wraps the iterable of what is done together.
@@ -82,7 +82,7 @@ def complete(model, prompts, tokenizer, beams=1, progress=iter, rows=64):
     for group in progress(groups):
         batch = torch.tensor([prompts[i] for i in group], device=device)        # (B, T)
         room = model.config.block_size - batch.size(1)
-        found = search(model, batch, tokenizer.end_id, room, tokenizer.n_vocab, beams)
+        found = search(model, batch, tokenizer.end_id, min(max_new_tokens, room), tokenizer.n_vocab, beams)
         for i, ids in zip(group, found):
             texts[i] = tokenizer.decode(ids)
     return texts

@@ -179,8 +179,8 @@ class Tokens:
 
 class Pairs:
     """
-    Pairs of a prompt and its completion, such as a sentence and its translation. Offers what `Tokens` does; a window is
-    an example, and a start its number.
+    Pairs of a prompt and its completion, such as a sentence and its translation. The interface is that of `Tokens`: a
+    window is an example, and a start is its number.
 
     Each example is a row of its own, so that none sees another: rows are padded to the longest of a batch, and batches
     are made of examples of similar length, so that little is padding. Only completions are targets.
@@ -248,7 +248,7 @@ class Pairs:
         The n examples of step `step`, in the order of their lengths: a function of (seed, step) alone.
 
         random: any examples, independently each time.  shuffled: each example once per epoch, in batches of similar
-        length; of the last, incomplete batch none, but that is another one in each epoch.
+        length; the rest that fills no batch is left out, different examples in each epoch.
         """
         if order == 'shuffled':
             epoch, position = divmod(step, max(len(self.ends) // n, 1))

@@ -184,7 +184,7 @@ def _lines(path, file):
         offset += len(line)
         if number == 1:
             text = text.removeprefix(BOM)
-        if not text.isspace() and text:
+        if text and not text.isspace():
             yield number, text
 
 

@@ -378,6 +378,11 @@ def same_tokens(a, b):
     return {k: v for k, v in a.items() if k not in pairs} == {k: v for k, v in b.items() if k not in pairs}
 
 
+def without_separator(spec):
+    """The same plain data for a text, not for pairs."""
+    return {key: value for key, value in spec.items() if key != 'separator'}
+
+
 def build_tokenizer(spec):
     """The tokenizer that `to_json` described. Raises UserError if `spec` is not such a description."""
     check_spec(spec)

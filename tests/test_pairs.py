@@ -11,7 +11,7 @@ import torch
 from conftest import babble
 
 import train
-from gradus import beam, data, metadata, pairs, parallel, preparation
+from gradus import beam, bpe, data, metadata, pairs, parallel, preparation
 from gradus.errors import UserError
 from gradus.tokenizer import ByteTokenizer, build_tokenizer
 from model import GPT, GPTConfig
@@ -52,8 +52,8 @@ def test_files_of_pairs():
     ('a.tsv', 'a\tb\tc', '3 columns'),
     ('a.jsonl', '{"prompt": "x"', 'not JSON'),
     ('a.jsonl', '["x", "y"]', 'expected {"prompt"'),
-    ('a.jsonl', '{"prompt": "x", "answer": "y"}', "completion is missing or no text: only 'prompt', 'answer'"),
-    ('a.jsonl', '{"prompt": 3, "completion": "y"}', 'prompt is missing or no text: 3'),
+    ('a.jsonl', '{"prompt": "x", "answer": "y"}', "completion is missing or not a string: only 'prompt', 'answer'"),
+    ('a.jsonl', '{"prompt": 3, "completion": "y"}', 'prompt is missing or not a string: 3'),
 ])
 def test_lines_that_are_no_pairs(name, line, error):
     good = 'a\tb' if name == 'a.tsv' else '{"prompt": "", "completion": ""}'
@@ -118,6 +118,13 @@ def test_a_text_with_the_separators_character():
 def test_a_tokenizer_without_end():
     with pytest.raises(UserError, match='no token for the end of a text'):
         pairs.tokenizer_for({'kind': 'char', 'chars': ['a', '\n']}, ['a'])
+
+
+def test_a_separator_that_the_vocabulary_lacks():
+    spec = dict(kind='bpe', tokens=['a', '<end>'], special=[1], start=[], end_id=1, pattern=bpe.GPT2)
+    with pytest.raises(UserError, match=r'--separator=\\n: nothing is left of it'):
+        pairs.tokenizer_for(spec, [])
+    assert pairs.tokenizer_for(spec, [], separator='aa').separator == [0, 0]
 
 
 # ---------------------------------------------------------------------------- rows
@@ -390,6 +397,7 @@ def test_completions_come_in_the_order_of_their_prompts():
     tokenizer = prepare()
     model = tiny(3, vocab_size=tokenizer.n_vocab)
     prompts = [[1, 2, 3], [1], [4, 5, 6], [2], [3] * 5]
-    texts = beam.complete(model, prompts, tokenizer, beams=2, rows=4)
-    assert texts == [beam.complete(model, [prompt], tokenizer, beams=2)[0] for prompt in prompts]
+    texts = beam.complete(model, prompts, tokenizer, 20, beams=2, rows=4)
+    assert texts == [beam.complete(model, [prompt], tokenizer, 20, beams=2)[0] for prompt in prompts]
+    assert max(map(len, beam.complete(model, prompts, tokenizer, 1, beams=2))) <= 1
     assert any(texts)
