@@ -14,7 +14,7 @@ import sys
 from dataclasses import dataclass, replace
 
 from gradus import checkpoint, configurator, gguf_file, hf, nanogpt, onnx_file, pretrained
-from gradus.errors import UserError
+from gradus.errors import UserError, show
 from gradus.files import atomic_folder
 
 
@@ -61,16 +61,21 @@ def write(cfg, found, dest):
     tokenizer = pretrained.tokenizer_for(found, cfg.dataset)
     spec = tokenizer.to_json()
     found = replace(found, tokenizer=spec)
+    notes = []
+    if tokenizer.separator:
+        separator = show(tokenizer.decode(tokenizer.separator))
+        notes.append(f'the model was trained on pairs, which this format cannot say: end each prompt with {separator} '
+                     f'(ids {show(list(tokenizer.separator))})')
     if cfg.to == 'onnx':
         onnx_file.write_onnx(dest, found)
-        return []
+        return notes
     if cfg.to == 'gguf':
-        return gguf_file.write(dest, found.config, found.weights, spec, found.source, cfg.dtype)
+        return notes + gguf_file.write(dest, found.config, found.weights, spec, found.source, cfg.dtype)
     with atomic_folder(dest) as folder:
         if cfg.to == 'hf':
-            return hf.write_folder(folder, found.config, found.weights, spec, tokenizer, found.source)
+            return notes + hf.write_folder(folder, found.config, found.weights, spec, tokenizer, found.source)
         dataset = nanogpt.write_nanogpt(folder, found)
-        return [f'meta.pkl belongs into data/{dataset} of nanoGPT'] if dataset else []
+        return notes + ([f'meta.pkl belongs into data/{dataset} of nanoGPT'] if dataset else [])
 
 
 def main(cfg):

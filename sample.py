@@ -27,7 +27,7 @@ import torch
 from tqdm import tqdm
 
 from gradus import beam, checkpoint, configurator, data, evaluation, inference, pairs, parallel, preparation, pretrained
-from gradus.errors import UserError, on_screen
+from gradus.errors import UserError, on_screen, warn
 from gradus.sampling import Sampler
 
 
@@ -64,6 +64,10 @@ class SampleConfig:
     compile: bool | str = False       # compile the one-token step: half a minute first; pays off for few, long samples
 
 
+# What beam search does not need.
+DRAWING = ('num_samples', 'seed', 'temperature', 'top_k', 'top_p', 'min_p', 'repetition_penalty', 'logprobs')
+
+
 def check(cfg):
     """Raise UserError for settings that make no sense."""
     configurator.check_range(cfg, num_samples=(1, 100_000), max_new_tokens=(0, None), temperature=(0, None),
@@ -73,6 +77,9 @@ def check(cfg):
                               quantize=('', 'int8'))
     if os.path.basename(cfg.checkpoint) != cfg.checkpoint:
         raise UserError(f'checkpoint={cfg.checkpoint}: expected the name of a file in out_dir')
+    ignored = [name for name in DRAWING if getattr(cfg, name) != getattr(SampleConfig, name)]
+    if cfg.beams and ignored:
+        warn(f"beams={cfg.beams} finds one text and draws no tokens; ignored: {', '.join(ignored)}")
 
 
 def load_model(cfg):
@@ -182,6 +189,15 @@ def search(cfg, model, ids, completion, tokenizer):
     completion.close()
 
 
+def complete(cfg, model, ids, completions, sampler, tokenizer):
+    """Let the model continue ids, once for each of `completions`."""
+    ids = ids or [tokenizer.start_id]
+    if cfg.beams:
+        search(cfg, model, ids, completions[0], tokenizer)
+    else:
+        generate(model, ids, completions, sampler, cfg.max_new_tokens, tokenizer.n_vocab)
+
+
 def make_sampler(cfg, n):
     """The Sampler for n samples. What sample i draws depends on cfg.seed and i only, not on the other samples."""
     seeds = [parallel.seed_from(cfg.seed, i) for i in range(n)]
@@ -197,16 +213,11 @@ def read_prompt(cfg, tokenizer):
     else:
         text = unescape(cfg.start)
     try:
-        return text, prompt_ids(tokenizer, text)
+        return text, tokenizer.prompt(tokenizer.encode(text))
     except UserError:
         if text == '\n':                              # the default, and the model knows no line ends
-            return '', [*tokenizer.separator]
+            return '', tokenizer.prompt([])
         raise
-
-
-def prompt_ids(tokenizer, text):
-    """The ids of a prompt: after training on pairs, with the separator at its end."""
-    return [*tokenizer.start, *tokenizer.encode(text), *tokenizer.separator]
 
 
 def read_file(path, tokenizer):
@@ -224,20 +235,15 @@ def read_file(path, tokenizer):
 
 def write_samples(cfg, model, tokenizer, end_id, prompt, ids):
     """num_samples continuations of the prompt: as text with a line between them, or as JSON."""
-    if len(ids) > model.config.block_size:
+    if len(ids) > model.config.block_size and not cfg.beams:
         log(f'the prompt has {len(ids)} tokens, the context {model.config.block_size}: only the last ones are used')
-    if tokenizer.separator:
-        prompt += '\n'                                # a completion is a text of its own
+    between = '\n' if tokenizer.separator else ''     # a completion of pairs is a text of its own
     n = 1 if cfg.beams else cfg.num_samples
     live = n == 1 and not cfg.json and not cfg.beams and sys.stdout.isatty()
     completions = [Completion(tokenizer, unescape(cfg.stop), end_id, show if live else None) for _ in range(n)]
     if live:
-        show(prompt)
-    ids = ids or [tokenizer.start_id]
-    if cfg.beams:
-        search(cfg, model, ids, completions[0], tokenizer)
-    else:
-        generate(model, ids, completions, make_sampler(cfg, n), cfg.max_new_tokens, tokenizer.n_vocab)
+        show(prompt + between)
+    complete(cfg, model, ids, completions, make_sampler(cfg, n), tokenizer)
 
     for completion in completions:
         if cfg.json:
@@ -246,7 +252,7 @@ def write_samples(cfg, model, tokenizer, end_id, prompt, ids):
                 record['logprobs'] = completion.logprobs
             print(as_json(record))
         else:
-            print('' if live else on_screen(prompt + completion.text))
+            print('' if live else on_screen(prompt + between + completion.text))
             print('---------------')
 
 
@@ -272,7 +278,7 @@ def interactive(cfg, model, tokenizer, end_id):
             return
         try:
             if tokenizer.separator:                   # each line is a prompt of its own
-                ids = prompt_ids(tokenizer, unescape(line))
+                ids = tokenizer.prompt(tokenizer.encode(unescape(line)))
             else:
                 ids = (ids or [*tokenizer.start]) + tokenizer.encode(unescape(line))
         except UserError as e:
@@ -281,9 +287,11 @@ def interactive(cfg, model, tokenizer, end_id):
 
         completion = Completion(tokenizer, unescape(cfg.stop), end_id, show)
         try:
-            generate(model, ids or [tokenizer.start_id], [completion], sampler, cfg.max_new_tokens, tokenizer.n_vocab)
+            complete(cfg, model, ids, [completion], sampler, tokenizer)
         except KeyboardInterrupt:
             completion.close()
+        except UserError as e:
+            log(f'error: {e}')
         show('\n')
         ids = ids + completion.tokens
 
@@ -316,33 +324,27 @@ def read_eval_pairs(cfg, model, tokenizer):
     found = list(pairs.read([cfg.eval]))
     if not found:
         raise UserError(f'{cfg.eval}: no pairs; expected a line for each, of prompt, tab, completion')
-    prompts = [prompt_ids(tokenizer, prompt) for prompt, _ in found]
-    longest = max(prompts, key=len)
-    if len(longest) >= model.config.block_size:
-        raise UserError(f'{cfg.eval}: pair {prompts.index(longest) + 1} has a prompt of {len(longest)} tokens; '
-                        f'expected less than the context, block_size={model.config.block_size}')
+    prompts = []
+    for number, (prompt, _) in enumerate(found, start=1):
+        try:
+            ids = tokenizer.prompt(tokenizer.encode_ordinary(prompt))
+        except UserError as e:
+            raise UserError(f'{cfg.eval}: pair {number}: {e}') from e
+        if len(ids) >= model.config.block_size:
+            raise UserError(f'{cfg.eval}: pair {number} has a prompt of {len(ids)} tokens; '
+                            f'expected less than the context, block_size={model.config.block_size}')
+        prompts.append(ids)
     return found, prompts
 
 
 def evaluate_pairs(cfg, model, tokenizer, found, prompts):
     """How often the model completes a prompt exactly, and BLEU, by greedy search and by beam search."""
     wanted = [completion for _, completion in found]
-    for beams in (1, cfg.beams or 5):
+    for beams in sorted({1, cfg.beams or 5}):
         how = 'greedy' if beams == 1 else f'{beams} beams'
         progress = partial(tqdm, desc=how, leave=False, disable=None)
-        texts = beam.complete(model, prompts, tokenizer, beams, progress)
-        exact = sum(a == b for a, b in zip(texts, wanted)) / len(wanted)
-        print(on_screen(f'{cfg.eval}: {len(wanted):,} pairs, {how}: exact match {exact:.2%}, {bleu(texts, wanted)}'))
-
-
-def bleu(texts, wanted):
-    """BLEU of a corpus (Papineni et al. 2002), in words, with the signature that makes it comparable (Post 2018)."""
-    try:
-        from sacrebleu.metrics import BLEU
-    except ImportError:
-        return 'BLEU needs sacrebleu: pip install sacrebleu'
-    metric = BLEU()
-    return f'{metric.corpus_score(texts, [wanted]).format(score_only=True)} BLEU ({metric.get_signature()})'
+        texts = beam.complete(model, prompts, tokenizer, cfg.max_new_tokens, beams, progress)
+        print(on_screen(f'{cfg.eval}: {len(wanted):,} pairs, {how}: {evaluation.score_texts(texts, wanted)}'))
 
 
 def main(cfg):
@@ -353,7 +355,10 @@ def main(cfg):
         raise UserError(f'quantize={cfg.quantize} is for the CPU, the device is {worker.device}; '
                         'use --device=cpu, or --quantize=')
     about, model, tokenizer = load_model(cfg)
-    pairs_file = tokenizer.separator and cfg.eval.removesuffix('.gz').endswith(('.tsv', '.jsonl'))
+    pairs_file = cfg.eval.lower().removesuffix('.gz').endswith(('.tsv', '.jsonl'))
+    if pairs_file and not tokenizer.separator:
+        warn(f'{cfg.eval}: evaluated as plain text, because the model was not trained on pairs')
+        pairs_file = False
     if pairs_file:
         found, prompts = read_eval_pairs(cfg, model, tokenizer)
     elif cfg.eval:
@@ -366,7 +371,7 @@ def main(cfg):
 
     # Make the model fast on its device.
     model = model.to(worker.device).eval()
-    inference.prepare(model, worker.dtype, bool(cfg.quantize), worker.compile)
+    inference.prepare(model, worker.dtype, bool(cfg.quantize), worker.compile and not cfg.eval)
 
     # Generate or evaluate.
     end_id = None if cfg.ignore_end else tokenizer.end_id
@@ -382,4 +387,4 @@ def main(cfg):
 
 
 if __name__ == '__main__':
-    configurator.launch(main, SampleConfig, lower='--num_samples')
+    configurator.launch(main, SampleConfig, lower='--num_samples or --beams')

@@ -108,15 +108,6 @@ def tokenizer_of(name):
         raise UserError(f'--tokenizer={name}: {e}; expected {", ".join(KINDS)}, or a model') from e
 
 
-def number(key, text, kind):
-    """The value of an option. Raises UserError."""
-    try:
-        return kind(text)
-    except ValueError as e:
-        words = {int: 'an integer', float: 'a number'}
-        raise UserError(f'--{key}={show(text)[1:-1]}: expected {words[kind]}') from e
-
-
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('files', nargs='+', help='files and folders, read one after the other')
@@ -124,7 +115,7 @@ def parse_arguments():
                         help='the folder in data/, which train.py calls --dataset (default: %(default)s)')
     parser.add_argument('--tokenizer', default='char', help='char, byte, bpe, gpt2, or a model (default: %(default)s)')
     parser.add_argument('--vocab_size', help='how many tokens bpe has (default: 4096)')
-    parser.add_argument('--field', default='text', help='the text in .jsonl and .parquet (default: %(default)s)')
+    parser.add_argument('--field', help='the text in .jsonl and .parquet (default: text)')
     parser.add_argument('--val_fraction', default='0.1', help='how much is held out (default: %(default)s)')
     parser.add_argument('--pairs', action='store_true', help='lines of prompt and completion')
     parser.add_argument('--separator', help='of --pairs: a text that ends each prompt')
@@ -134,11 +125,13 @@ def parse_arguments():
 
     if args.separator is not None and (not args.pairs or not args.separator):
         raise UserError(f'--separator={show(args.separator)[1:-1]}: expected a text, together with --pairs')
-    args.val_fraction = number('val_fraction', args.val_fraction, float)
+    if args.field is not None and args.pairs:
+        raise UserError(f'--field={show(args.field)[1:-1]}: not for --pairs, whose fields are prompt and completion')
+    args.val_fraction = preparation.number('val_fraction', args.val_fraction, float)
     if args.vocab_size is not None and args.tokenizer != 'bpe':
         raise UserError(f'--vocab_size={show(args.vocab_size)[1:-1]}: a tokenizer of kind {args.tokenizer} has a '
                         'vocabulary of its own; leave it out, or train one with --tokenizer=bpe')
-    args.vocab_size = number('vocab_size', args.vocab_size or '4096', int)
+    args.vocab_size = preparation.number('vocab_size', '4096' if args.vocab_size is None else args.vocab_size, int)
     return args
 
 
@@ -154,7 +147,7 @@ def main():
         separator = args.separator and args.separator.replace('\\n', '\n')     # a shell passes \n as two characters
         pairs.prepare(folder, files, kind, separator=separator, **options)
     else:
-        corpus.write_text(folder, files, kind, field=args.field, **options)
+        corpus.write_text(folder, files, kind, field=args.field or 'text', **options)
 
 
 if __name__ == '__main__':

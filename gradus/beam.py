@@ -9,6 +9,8 @@ import math
 
 import torch
 
+from gradus.errors import UserError
+from gradus.sampling import NOT_FINITE
 from model import KVCache
 
 
@@ -19,7 +21,8 @@ def search(model, prompts, end_id, max_new_tokens, n_vocab, beams=1, length_pena
     prompt is over when `beams` completions have ended; what has not ended after max_new_tokens is cut there.
 
     The best completion is the one with the highest log-probability divided by n ** length_penalty, n being its number
-    of tokens: each token makes a completion less likely, so 0 prefers short ones. Wu et al. 2016, section 7.
+    of tokens: each token makes a completion less likely, so 0 prefers short ones. Wu et al. 2016, section 7. Raises
+    UserError if the model computes NaN.
     """
     B = len(prompts)
     cache = KVCache(model.config)
@@ -34,6 +37,8 @@ def search(model, prompts, end_id, max_new_tokens, n_vocab, beams=1, length_pena
         # Every beam with every next token: the 2n most likely, so that n are left if n of them end here.
         logits, _ = model(unread, cache=cache)                                  # (B n, 1, V)
         logprobs = logits[:, -1, :n_vocab].float().log_softmax(dim=-1).view(B, beams, -1)
+        if logprobs.isnan().any():
+            raise UserError(NOT_FINITE)
         candidates = (scores[:, :, None] + logprobs).flatten(1)                 # (B, n V)
         top, flat = candidates.topk(min(2 * beams, candidates.size(1)))         # (B, 2n) each
         parents = flat // n_vocab
@@ -61,7 +66,7 @@ def search(model, prompts, end_id, max_new_tokens, n_vocab, beams=1, length_pena
     return [max(found)[1] if found else beam[0].tolist() for found, beam in zip(ended, tokens)]
 
 
-def complete(model, prompts, tokenizer, beams=1, progress=iter, rows=64):
+def complete(model, prompts, tokenizer, max_new_tokens, beams=1, progress=iter, rows=64):
     """
     Complete lists of ids by `search`, prompts of the same length side by side, `rows` beams at a time. Returns texts in
     the order of the prompts. progress: wraps the iterable of what is done together.
@@ -77,7 +82,7 @@ def complete(model, prompts, tokenizer, beams=1, progress=iter, rows=64):
     for group in progress(groups):
         batch = torch.tensor([prompts[i] for i in group], device=device)        # (B, T)
         room = model.config.block_size - batch.size(1)
-        found = search(model, batch, tokenizer.end_id, room, tokenizer.n_vocab, beams)
+        found = search(model, batch, tokenizer.end_id, min(max_new_tokens, room), tokenizer.n_vocab, beams)
         for i, ids in zip(group, found):
             texts[i] = tokenizer.decode(ids)
     return texts

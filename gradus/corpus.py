@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from gradus import bpe, documents, preparation
 from gradus.errors import UserError
-from gradus.tokenizer import CharTokenizer, build_tokenizer
+from gradus.tokenizer import CharTokenizer, build_tokenizer, without_separator
 
 MANY = 100                                            # from this many documents on, whole documents are held out
 CHUNK = 2 ** 18                                       # characters that a thread encodes at a time
@@ -42,7 +42,8 @@ def write_text(folder, files, kind, source=None, field='text', val_fraction=0.1,
     if kind == 'bpe':
         bpe.check_training(vocab_size)
     elif kind != 'char':
-        tokenizer = build_tokenizer(kind if isinstance(kind, dict) else {'kind': kind})
+        spec = kind if isinstance(kind, dict) else {'kind': kind}
+        tokenizer = build_tokenizer(without_separator(spec))
 
     size = survey(read_as('reading'), with_chars=kind == 'char')
     if size.length < 100:

@@ -179,8 +179,8 @@ class Tokens:
 
 class Pairs:
     """
-    Pairs of a prompt and its completion, such as a sentence and its translation. Offers what `Tokens` does; a window is
-    an example, and a start its number.
+    Pairs of a prompt and its completion, such as a sentence and its translation. The interface is that of `Tokens`: a
+    window is an example, and a start is its number.
 
     Each example is a row of its own, so that none sees another: rows are padded to the longest of a batch, and batches
     are made of examples of similar length, so that little is padding. Only completions are targets.
@@ -194,10 +194,14 @@ class Pairs:
         where its completion begins, and where it ends. expected: how many examples. Raises UserError.
         """
         require_file(path)
-        index = np.fromfile(path, dtype='<i8')
-        if len(index) % 2 or not len(index) or expected not in (None, len(index) // 2):
-            raise UserError(f'{path}: {os.path.getsize(path):,} bytes; expected 16 for each of '
-                            f"{'one or more' if expected is None else f'{expected:,}'} examples; prepare it again")
+        size = os.path.getsize(path)
+        if size % 16 or not size or expected not in (None, size // 16):
+            raise UserError(f'{path}: {size:,} bytes; expected 16 for each of '
+                            f"{f'{expected:,}' if expected else 'one or more'} examples; prepare it again")
+        try:
+            index = np.fromfile(path, dtype='<i8')
+        except OSError as e:
+            raise UserError(f'{path}: cannot be read ({e.strerror})') from e
         self.completions, self.ends = index.reshape(-1, 2).T                    # (n,) each
         self.begins = np.concatenate(([0], self.ends[:-1]))
         ordered = (self.begins < self.completions) & (self.completions < self.ends)
@@ -244,7 +248,7 @@ class Pairs:
         The n examples of step `step`, in the order of their lengths: a function of (seed, step) alone.
 
         random: any examples, independently each time.  shuffled: each example once per epoch, in batches of similar
-        length; of the last, incomplete batch none, but that is another one in each epoch.
+        length; the rest that fills no batch is left out, different examples in each epoch.
         """
         if order == 'shuffled':
             epoch, position = divmod(step, max(len(self.ends) // n, 1))

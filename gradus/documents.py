@@ -184,7 +184,7 @@ def _lines(path, file):
         offset += len(line)
         if number == 1:
             text = text.removeprefix(BOM)
-        if not text.isspace() and text:
+        if text and not text.isspace():
             yield number, text
 
 
@@ -201,9 +201,16 @@ def _text_of(where, line, field):
     text = document[field]
     if type(text) is not str:
         raise UserError(f'{where}: {show(field)} is {show(text)}; expected a string; --field=NAME chooses another')
-    if '\\u' in line:                                 # "\ud800" alone is a surrogate, which UTF-8 cannot encode
-        text = SURROGATE.sub('\ufffd', text)
-    return text
+    return whole_characters(text)
+
+
+def whole_characters(text):
+    """A string of JSON without lone surrogates such as "\\ud800", which UTF-8 cannot encode."""
+    try:
+        text.encode()
+        return text
+    except UnicodeEncodeError:
+        return SURROGATE.sub('\ufffd', text)
 
 
 def _no_field(where, field, names):

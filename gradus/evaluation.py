@@ -1,4 +1,4 @@
-"""How good is a model: its mean loss over fixed windows of a text."""
+"""How good is a model: its mean loss over fixed windows of a text, or how well it completes pairs."""
 
 import math
 
@@ -37,3 +37,15 @@ def evaluate(model, tokens, batch_size, n, worker, byte_lengths=None):
     loss_sum, n_tokens, n_bytes = worker.sum(loss_sum, n_tokens, n_bytes)
     bits_per_byte = loss_sum / math.log(2) / n_bytes if n_bytes else None
     return loss_sum / n_tokens, bits_per_byte
+
+
+def score_texts(texts, wanted):
+    """How many of the texts are exactly the wanted ones, and BLEU (Papineni et al. 2002), in words."""
+    exact = sum(text == other for text, other in zip(texts, wanted)) / len(wanted)
+    try:
+        from sacrebleu.metrics import BLEU
+    except ImportError:
+        return f'exact match {exact:.2%}, BLEU needs sacrebleu: pip install sacrebleu'
+    metric = BLEU()
+    score = metric.corpus_score(texts, [wanted]).format(score_only=True)
+    return f'exact match {exact:.2%}, {score} BLEU ({metric.get_signature()})'  # comparable: Post 2018

@@ -101,6 +101,9 @@ def _read_meta_json(path):
         counts[name] = meta.get(name)
         if counts[name] is not None and not _is_count(counts[name]):
             raise _wrong(path, meta, name, f"a number of {name.partition('_')[2]}")
+    for name, other in (('train_pairs', 'val_pairs'), ('val_pairs', 'train_pairs')):
+        if counts[name] is None and counts[other] is not None:
+            raise _wrong(path, meta, name, f'a number of pairs, as for {other}')
     source = meta.get('source')
     return dict(vocab_size=vocab_size, dtype=DTYPES[dtype], tokenizer=tokenizer, **counts,
                 source=source if type(source) is str else None)

@@ -14,7 +14,7 @@ from array import array
 
 from tqdm import tqdm
 
-from gradus import bpe, documents, preparation
+from gradus import bpe, corpus, documents, preparation
 from gradus.errors import UserError, show
 from gradus.tokenizer import CharTokenizer, build_tokenizer
 
@@ -31,8 +31,9 @@ def read(paths):
     """(prompt, completion) of each line of .tsv or .jsonl files, gzipped or not. Raises UserError."""
     for path in paths:
         is_json = path.lower().removesuffix('.gz').endswith('.jsonl')
+        parse = _from_json if is_json else _from_tsv
         for where, line in documents.lines(path):
-            yield (_from_json if is_json else _from_tsv)(line, where)
+            yield parse(line, where)
 
 
 def _from_tsv(line, where):
@@ -52,8 +53,8 @@ def _from_json(line, where):
     for name in ('prompt', 'completion'):
         if not isinstance(record.get(name), str):
             found = show(record[name]) if name in record else f"only {', '.join(map(show, record)) or 'nothing'}"
-            raise UserError(f'{where}: {name} is missing or no text: {found}; expected prompt and completion')
-    return record['prompt'], record['completion']
+            raise UserError(f'{where}: {name} is missing or not a string: {found}; expected prompt and completion')
+    return documents.whole_characters(record['prompt']), documents.whole_characters(record['completion'])
 
 
 def as_tsv(pairs):
@@ -61,11 +62,20 @@ def as_tsv(pairs):
     return ''.join(f'{prompt}\t{completion}\n' for prompt, completion in pairs).encode()
 
 
+def survey(pairs):
+    """How many pairs there are, and their sha256, which tells one dataset from another."""
+    digest = hashlib.sha256()
+    n = 0
+    for pair in pairs:
+        digest.update(json.dumps(pair).encode())
+        n += 1
+    return n, digest.hexdigest()
+
+
 def split(pairs, val_fraction):
     """('train' or 'val', prompt, completion) of each pair: those held out are spread evenly."""
     for i, pair in enumerate(pairs):
-        held_out = int((i + 1) * val_fraction) > int(i * val_fraction)
-        yield 'val' if held_out else 'train', *pair
+        yield 'val' if corpus.is_held_out(i, val_fraction) else 'train', *pair
 
 
 # ---------------------------------------------------------------------------- tokenizers
@@ -85,7 +95,8 @@ def tokenizer_for(kind, texts, vocab_size=4096, separator=None):
             raise UserError(f'the pairs contain the character {show(min(used))}, which separates them; leave it out, '
                             'or use --tokenizer=byte')
         tokenizer = CharTokenizer([*sorted(chars), SEPARATOR, END])
-        own, tokenizer.end_id = SEPARATOR, tokenizer.ids[END]
+        tokenizer.end_id = tokenizer.ids[END]
+        own = SEPARATOR
     elif kind == 'byte' or kind == {'kind': 'byte'}:
         tokenizer = build_tokenizer({'kind': 'byte', 'separator': [SEPARATOR_BYTE], 'end_id': END_BYTE})
         own = None
@@ -98,6 +109,9 @@ def tokenizer_for(kind, texts, vocab_size=4096, separator=None):
 
     if separator or own:
         tokenizer.separator = tokenizer.encode(separator or own)
+    if not tokenizer.separator:                       # a vocabulary without all bytes leaves out what it lacks
+        raise UserError(f'--separator={show(separator or own)[1:-1]}: nothing is left of it in this tokenizer; '
+                        'expected a text that it knows')
     if tokenizer.end_id is None:
         raise UserError('this tokenizer has no token for the end of a text, which completions need; '
                         'use --tokenizer=bpe, char, byte or gpt2')
@@ -106,24 +120,25 @@ def tokenizer_for(kind, texts, vocab_size=4096, separator=None):
 
 # ---------------------------------------------------------------------------- writing
 
-def write(folder, pairs, tokenizer, source, sha256):
+def write(folder, pairs, tokenizer, source, sha256, test=()):
     """
     Make a dataset of pairs, ('train' or 'val', prompt, completion) each, with a tokenizer of `tokenizer_for`.
-    Raises UserError.
+    test: more pairs, which become test.tsv. Raises UserError.
     """
     index = {'train': array('q'), 'val': array('q')}  # where each example's completion begins, and where it ends
     n_tokens = {'train': 0, 'val': 0}
 
     def pieces():
         for part, prompt, completion in pairs:
-            question = [*tokenizer.start, *tokenizer.encode_ordinary(prompt), *tokenizer.separator]
+            question = tokenizer.prompt(tokenizer.encode_ordinary(prompt))
             answer = [*tokenizer.encode_ordinary(completion), tokenizer.end_id]
             begin = n_tokens[part]
             n_tokens[part] += len(question) + len(answer)
             index[part].extend((begin + len(question), n_tokens[part]))
             yield part, question + answer
 
-    preparation.write(folder, pieces(), tokenizer, source, sha256, index)
+    extra = {'test.tsv': as_tsv(test)} if test else None
+    preparation.write(folder, pieces(), tokenizer, source, sha256, index, extra)
 
 
 def prepare(folder, files, kind, source, val_fraction=0.1, vocab_size=4096, separator=None):
@@ -132,22 +147,17 @@ def prepare(folder, files, kind, source, val_fraction=0.1, vocab_size=4096, sepa
     separator: as for `tokenizer_for`. Raises UserError.
     """
     if not 0 < val_fraction < 1:
-        raise UserError(f'val_fraction={val_fraction}: expected a number between 0 and 1')
+        raise UserError(f'--val_fraction={val_fraction}: expected a number between 0 and 1')
     if kind == 'bpe':
         bpe.check_training(vocab_size, SPECIAL)
 
-    # Find what is wrong with the files, and count.
-    digest = hashlib.sha256()
-    n = 0
-    for pair in read(files):
-        digest.update(json.dumps(pair).encode())
-        n += 1
+    n, sha256 = survey(read(files))                   # which also finds what is wrong with the files
     held_out = int(n * val_fraction)
     if not 0 < held_out < n:
-        raise UserError(f"{', '.join(files)}: {n:,} pairs, of which val_fraction={val_fraction} holds out "
+        raise UserError(f"{', '.join(files)}: {n:,} pairs, of which --val_fraction={val_fraction} holds out "
                         f'{held_out:,}; expected some to train on and some to hold out')
 
     texts = (text for pair in read(files) for text in pair)
     tokenizer = tokenizer_for(kind, texts, vocab_size, separator)
     pairs = tqdm(split(read(files), val_fraction), total=n, desc='encoding', unit=' pairs', leave=False, disable=None)
-    write(folder, pairs, tokenizer, source, digest.hexdigest())
+    write(folder, pairs, tokenizer, source, sha256)

@@ -19,7 +19,7 @@ from http.client import HTTPException
 
 import numpy as np
 
-from gradus.errors import UserError, one_line, printable
+from gradus.errors import UserError, one_line, printable, show
 from gradus.files import DISK_FULL, WriteError, make_folder, require_file, sync_folder, temporary_name
 from gradus.lock import Lock
 
@@ -78,9 +78,18 @@ def download(url, sha256, path, instead=None, option='--input FILE'):
     return path
 
 
+def number(key, text, kind):
+    """The value of a prepare.py's option --key, an int or a float. Raises UserError."""
+    try:
+        return kind(text)
+    except ValueError as e:
+        words = {int: 'an integer', float: 'a number'}
+        raise UserError(f'--{key}={show(text)[1:-1]}: expected {words[kind]}') from e
+
+
 # ---------------------------------------------------------------------------- writing
 
-def write(folder, pieces, tokenizer, source, sha256, index=None):
+def write(folder, pieces, tokenizer, source, sha256, index=None, extra=None):
     """
     Write train.bin, val.bin and meta.json into `folder`. Whenever this is interrupted, the folder holds the dataset
     that it held before, or the new one, or one that is refused as incomplete. Raises UserError.
@@ -88,7 +97,8 @@ def write(folder, pieces, tokenizer, source, sha256, index=None):
     pieces: (split, ids), where 'train' and 'val' may alternate, so that one pass over a text can fill both files;
     tokenizer: one of tokenizer.py's; source: what the ids were made from, in words; sha256: of that text, in
     hexadecimal; index: only for pairs, what train.pairs.bin and val.pairs.bin will hold: {split: a flat array of two
-    numbers for each example}, which grows while the pieces are asked for.
+    numbers for each example}, which grows while the pieces are asked for; extra: files that belong to this dataset,
+    {name: content}.
     """
     dtype = dtype_for(tokenizer)
     counts = dict(train=0, val=0)
@@ -98,6 +108,10 @@ def write(folder, pieces, tokenizer, source, sha256, index=None):
             ids = np.asarray(ids, dtype=on_disk(dtype))
             counts[split] += ids.size
             yield f'{split}.bin', ids.tobytes()
+        for split, n in counts.items():
+            if not n:
+                raise UserError(f'{printable(folder)}: the text gives no tokens for {split}.bin, so nothing was '
+                                'written; expected a longer one')
         more = {}
         for split, numbers in (index or {}).items():
             more[f'{split}_pairs'] = len(numbers) // 2
@@ -105,9 +119,10 @@ def write(folder, pieces, tokenizer, source, sha256, index=None):
         meta = dict(tokenizer=tokenizer.to_json(), vocab_size=tokenizer.n_vocab, dtype=dtype,
                     train_tokens=counts['train'], val_tokens=counts['val'], source=source, sha256=sha256, **more)
         yield 'meta.json', (json.dumps(meta, indent=1) + '\n').encode()
+        yield from (extra or {}).items()
 
     make_folder(folder, ELSEWHERE)
-    write_files(folder, FILES if index else FILES[:3], contents())
+    write_files(folder, [*(FILES if index else FILES[:3]), *(extra or ())], contents())
     print(f"{printable(folder)}: train has {counts['train']:,} tokens, val has {counts['val']:,} tokens, "
           f'vocabulary {tokenizer.n_vocab:,}')
 

@@ -13,6 +13,8 @@ import torch
 
 from gradus.errors import UserError
 
+NOT_FINITE = 'the model computes NaN or infinity: its weights are too large; use another checkpoint'
+
 
 def penalize_repetition(logits, ids, penalty):
     """Divide the logits of ids (B, T) already seen by `penalty`, multiply negative ones. Keskar et al. 2019."""
@@ -67,7 +69,7 @@ class Sampler:
         device = logits.device
         logits = logits.cpu().double()                                          # (B, V)
         if logits.isnan().any() or (logits == math.inf).any():
-            raise UserError('the model computes NaN or infinity: its weights are too large; use another checkpoint')
+            raise UserError(NOT_FINITE)
         adjusted = logits
         if self.repetition_penalty != 1:
             adjusted = penalize_repetition(logits, ids.cpu(), self.repetition_penalty)

@@ -30,6 +30,10 @@ class Tokenizer:
     separator = ()                                    # ids that follow every prompt: only after training on pairs
     end_id = None                                     # of the token that marks the end of a text; None: there is none
 
+    def prompt(self, ids):
+        """The ids of a prompt with those that precede and follow every prompt."""
+        return [*self.start, *ids, *self.separator]
+
     def to_json(self):
         """Plain data, from which `build_tokenizer` makes the tokenizer again."""
         pairs = dict(separator=list(self.separator), end_id=self.end_id) if self.separator else {}
@@ -372,6 +376,11 @@ def same_tokens(a, b):
     """Do the ids of two tokenizers, as plain data, mean the same text? Only what marks pairs may differ."""
     pairs = ('separator', 'end_id')
     return {k: v for k, v in a.items() if k not in pairs} == {k: v for k, v in b.items() if k not in pairs}
+
+
+def without_separator(spec):
+    """The same plain data for a text, not for pairs."""
+    return {key: value for key, value in spec.items() if key != 'separator'}
 
 
 def build_tokenizer(spec):

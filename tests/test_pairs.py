@@ -11,7 +11,7 @@ import torch
 from conftest import babble
 
 import train
-from gradus import beam, data, metadata, pairs, parallel, preparation
+from gradus import beam, bpe, data, metadata, pairs, parallel, preparation
 from gradus.errors import UserError
 from gradus.tokenizer import ByteTokenizer, build_tokenizer
 from model import GPT, GPTConfig
@@ -52,8 +52,8 @@ def test_files_of_pairs():
     ('a.tsv', 'a\tb\tc', '3 columns'),
     ('a.jsonl', '{"prompt": "x"', 'not JSON'),
     ('a.jsonl', '["x", "y"]', 'expected {"prompt"'),
-    ('a.jsonl', '{"prompt": "x", "answer": "y"}', "completion is missing or no text: only 'prompt', 'answer'"),
-    ('a.jsonl', '{"prompt": 3, "completion": "y"}', 'prompt is missing or no text: 3'),
+    ('a.jsonl', '{"prompt": "x", "answer": "y"}', "completion is missing or not a string: only 'prompt', 'answer'"),
+    ('a.jsonl', '{"prompt": 3, "completion": "y"}', 'prompt is missing or not a string: 3'),
 ])
 def test_lines_that_are_no_pairs(name, line, error):
     good = 'a\tb' if name == 'a.tsv' else '{"prompt": "", "completion": ""}'
@@ -61,6 +61,11 @@ def test_lines_that_are_no_pairs(name, line, error):
     with pytest.raises(UserError, match=f'^{name}: line 2: ') as e:
         list(pairs.read([name]))
     assert error in str(e.value)
+
+
+def test_half_a_character_of_json():
+    Path('a.jsonl').write_text('{"prompt": "x \\ud800", "completion": "\\ud83d\\ude00 \\udfff"}\n')
+    assert list(pairs.read(['a.jsonl'])) == [('x \ufffd', '\U0001f600 \ufffd')]
 
 
 def test_pairs_held_out_are_spread_evenly():
@@ -113,6 +118,13 @@ def test_a_text_with_the_separators_character():
 def test_a_tokenizer_without_end():
     with pytest.raises(UserError, match='no token for the end of a text'):
         pairs.tokenizer_for({'kind': 'char', 'chars': ['a', '\n']}, ['a'])
+
+
+def test_a_separator_that_the_vocabulary_lacks():
+    spec = dict(kind='bpe', tokens=['a', '<end>'], special=[1], start=[], end_id=1, pattern=bpe.GPT2)
+    with pytest.raises(UserError, match=r'--separator=\\n: nothing is left of it'):
+        pairs.tokenizer_for(spec, [])
+    assert pairs.tokenizer_for(spec, [], separator='aa').separator == [0, 0]
 
 
 # ---------------------------------------------------------------------------- rows
@@ -212,7 +224,7 @@ def test_damaged_indexes():
     path = Path('data/sums/train.pairs.bin')
     good = path.read_bytes()
     index = np.frombuffer(good, dtype='<i8')
-    for bad in (b'', good[:-8], good[:-16], good + good[:16]):
+    for bad in (b'', good[:-8], good[:-16], good + good[:16], good + b'abc'):
         path.write_bytes(bad)
         with pytest.raises(UserError, match='train.pairs.bin: [0-9,]+ bytes; expected 16 for each of 360 examples'):
             opened()
@@ -224,6 +236,17 @@ def test_damaged_indexes():
             opened()
     path.unlink()
     with pytest.raises(UserError, match='train.pairs.bin: No such file'):
+        opened()
+
+
+@pytest.mark.parametrize('key', ['train_pairs', 'val_pairs'])
+def test_both_splits_have_pairs_or_none(key):
+    prepare()
+    path = Path('data/sums/meta.json')
+    meta = json.loads(path.read_text())
+    del meta[key]
+    path.write_text(json.dumps(meta))
+    with pytest.raises(UserError, match=f'meta.json: no {key}; expected a number of pairs, as'):
         opened()
 
 
@@ -355,6 +378,14 @@ def test_all_beams_find_the_most_likely_completion():
     assert beam.search(model, torch.tensor([prompt]), 3, 4, 4, beams=60)[0] == best[1]
 
 
+def test_a_search_with_a_model_that_computes_nan():
+    model = tiny()
+    with torch.no_grad():
+        model.lm_head.weight[3] = float('nan')
+    with pytest.raises(UserError, match='the model computes NaN'):
+        beam.search(model, torch.tensor([[1, 2]]), 0, 4, 5, beams=3)
+
+
 def test_rows_of_a_search_do_not_disturb_one_another():
     model = tiny(2)
     prompts = torch.tensor([[1, 2], [3, 4], [0, 5]])
@@ -366,6 +397,7 @@ def test_completions_come_in_the_order_of_their_prompts():
     tokenizer = prepare()
     model = tiny(3, vocab_size=tokenizer.n_vocab)
     prompts = [[1, 2, 3], [1], [4, 5, 6], [2], [3] * 5]
-    texts = beam.complete(model, prompts, tokenizer, beams=2, rows=4)
-    assert texts == [beam.complete(model, [prompt], tokenizer, beams=2)[0] for prompt in prompts]
+    texts = beam.complete(model, prompts, tokenizer, 20, beams=2, rows=4)
+    assert texts == [beam.complete(model, [prompt], tokenizer, 20, beams=2)[0] for prompt in prompts]
+    assert max(map(len, beam.complete(model, prompts, tokenizer, 1, beams=2))) <= 1
     assert any(texts)

@@ -15,9 +15,10 @@ import torch
 from conftest import REPO, read_log, run_script
 from test_parallel import losses, train_two
 
+import export
 import sample
 import train
-from gradus import checkpoint, configurator, data, metadata, pretrained
+from gradus import checkpoint, configurator, data, metadata, preparation, pretrained
 from gradus.errors import UserError
 
 SUMS = [(f'{a}+{b}', str(a + b)[::-1]) for a in range(60) for b in range(60)]
@@ -82,11 +83,13 @@ def test_prepared_pairs(sums):
 
 
 @pytest.mark.parametrize('content, args, expected', [
-    ('a\tb\n', [], '1 pairs, of which val_fraction=0.1 holds out 0'),
+    ('a\tb\n', [], '1 pairs, of which --val_fraction=0.1 holds out 0'),
     ('', [], '0 pairs'),
     ('a\tb\n' * 50, ['--val_fraction=0'], 'expected a number between 0 and 1'),
     ('a\tb\n' * 50 + 'c\n', [], 'bad.tsv: line 51: 1 column'),
     ('a\tb\n' * 50, ['--tokenizer=bpe', '--vocab_size=200'], '--vocab_size'),
+    ('a\tb\n' * 50, ['--tokenizer=bpe', '--vocab_size='], '--vocab_size=: expected an integer'),
+    ('a\tb\n' * 50, ['--field=text'], '--field=text: not for --pairs'),
     ('a\tb\n' * 50, ['--separator='], 'expected a text'),
 ])
 def test_pairs_that_cannot_be(content, args, expected, sums, monkeypatch, capsys):
@@ -158,6 +161,11 @@ def test_fine_tuning_on_pairs(sums, capsys):
     before, after = checkpoint.load('base/ckpt.pt')['model'], checkpoint.load('tuned/ckpt.pt')['model']
     assert all(torch.equal(before[name], after[name]) for name in before)
 
+    # and back: the tokenizer of a model of pairs, for a text
+    with pytest.MonkeyPatch.context() as patch:
+        run(patch, REPO / 'data/prepare.py', '--out=data/again', '--tokenizer=tuned', 'text.txt')
+    assert metadata.read_meta('data/again')['tokenizer'] == {'kind': 'byte'}
+
     # another tokenizer is still noticed
     prepare('sums.tsv', '--tokenizer=char', out='data/chars')
     train_here('--dataset=chars', '--init_from=base', '--out_dir=chars', '--max_iters=1')
@@ -224,7 +232,8 @@ def test_each_line_is_a_prompt_of_its_own(adder, monkeypatch, capsys):
 def test_an_evaluation_that_cannot_be(sums, capsys):
     train_here('--out_dir=out', '--max_iters=1')
     long = '1' * 16
-    for content, error in (('', 'no pairs'), ('1+1 2\n', 'line 1: 1 column'), ('x\t2\n', "character 'x'"),
+    for content, error in (('', 'no pairs'), ('1+1 2\n', 'line 1: 1 column'),
+                           ('1\t2\nx\t2\n', "test.tsv: pair 2: character 'x'"),
                            (f'{long}\t2\n', 'pair 1 has a prompt of 17 tokens')):
         Path('test.tsv').write_text(content)
         with pytest.raises(UserError, match=error):
@@ -233,9 +242,79 @@ def test_an_evaluation_that_cannot_be(sums, capsys):
         sample_here(capsys, '--out_dir=out', '--beams=2', f'--start={"1" * 16}')
 
 
+def test_evaluations(sums, capsys):
+    train_here('--out_dir=out', '--max_iters=1')
+    Path('TEST.TSV').write_text('1+1\t2\n')
+    for flags, searches in (('', 2), ('--beams=3', 2), ('--beams=1', 1)):
+        lines = sample_here(capsys, '--out_dir=out', '--eval=TEST.TSV', *flags.split()).splitlines()
+        assert [line.partition('1 pairs, ')[0] for line in lines] == ['TEST.TSV: '] * searches
+
+    # special tokens in a prompt are text, as they were in training
+    prepare('sums.tsv', '--tokenizer=byte', out='data/bytes')
+    train_here('--dataset=bytes', '--out_dir=bytes', '--max_iters=1', '--block_size=40')
+    model = pretrained.load('bytes')
+    cfg = configurator.load(sample.SampleConfig, ['--eval=TEST.TSV'])
+    prompts = sample.read_eval_pairs(cfg, pretrained.build(model), pretrained.tokenizer_for(model))[1]
+    assert prompts == [[*b'1+1', 254]]
+
+    # a model that was not trained on pairs
+    Path('text.txt').write_text('12+34\t and so on\n' * 40)
+    with pytest.MonkeyPatch.context() as patch:
+        run(patch, REPO / 'data/prepare.py', '--out=data/text', 'text.txt')
+    train_here('--dataset=text', '--out_dir=text', '--max_iters=1')
+    sample.main(configurator.load(sample.SampleConfig, ['--device=cpu', '--out_dir=text', '--eval=text.txt']))
+    assert 'plain text' not in capsys.readouterr().err
+    Path('text.tsv').write_text('12+34\t and so on\n')
+    sample.main(configurator.load(sample.SampleConfig, ['--device=cpu', '--out_dir=text', '--eval=text.tsv']))
+    assert capsys.readouterr().err.startswith('warning: text.tsv: evaluated as plain text')
+
+
+@pytest.mark.parametrize('to', ['hf', 'gguf', 'nanogpt', 'safetensors'])
+def test_an_export_keeps_the_separator_or_says_that_it_cannot(to, sums, capsys):
+    train_here('--out_dir=out', '--max_iters=1')
+    export.main(configurator.load(export.ExportConfig, [f'--to={to}', f'--dest=x.{to}']))
+    note = 'the model was trained on pairs, which this format cannot say: end each prompt with'
+    expected = 0 if to == 'safetensors' else 1
+    assert capsys.readouterr().err.count(note) == expected
+    if to == 'hf':                                    # and what the note says works
+        found = [sample_here(capsys, f'--init_from={source}', f'--start={start}', '--num_samples=1', '--temperature=0')
+                 for source, start in (('out', '1+1'), ('x.hf', '1+1\x02'))]
+        assert found[0].partition('\n')[2] == found[1].partition('\x02')[2]
+    if to == 'safetensors':
+        assert pretrained.load('x.safetensors').tokenizer['separator'] == [11]
+
+
+def test_what_a_search_ignores_is_said(sums, monkeypatch, capsys):
+    train_here('--out_dir=out', '--max_iters=1')
+    capsys.readouterr()
+    flags = ['--device=cpu', '--out_dir=out', '--beams=2', '--start=1+1', '--json']
+    sample.main(configurator.load(sample.SampleConfig, flags))
+    found = capsys.readouterr()
+    assert 'ignored' not in found.err
+    assert json.loads(found.out)['prompt'] == '1+1'
+    sample.main(configurator.load(sample.SampleConfig, [*flags, '--temperature=0', '--logprobs']))
+    assert 'ignored: temperature, logprobs\n' in capsys.readouterr().err
+
+    # line by line too; a prompt that is too long is an error, but not the end
+    lines = iter(['1+1', '1' * 16, '1+1'])
+
+    def read(prompt):
+        try:
+            return next(lines)
+        except StopIteration:
+            raise EOFError from None
+
+    monkeypatch.setattr('builtins.input', read)
+    sample.main(configurator.load(sample.SampleConfig, [*flags, '--interactive']))
+    shown = capsys.readouterr()
+    text = json.loads(found.out)['text']
+    assert shown.out == f'{text}\n\n{text}\n'
+    assert shown.err.count('beam search needs room') == 1
+
+
 # ---------------------------------------------------------------------------- the datasets that come with it
 
-def test_arithmetic(tmp_path, monkeypatch):
+def test_arithmetic(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     script = REPO / 'data/arithmetic/prepare.py'
     for args, reverse in ((['--out=a'], True), (['--out=b', '--digits=2', '--examples=1000', '--no-reverse'], False)):
@@ -256,11 +335,29 @@ def test_arithmetic(tmp_path, monkeypatch):
         assert not seen & set(test)
 
     before = Path('a/train.bin').read_bytes()
+    fingerprint = metadata.fingerprint('a')
     run(monkeypatch, script, '--out=a')
     assert Path('a/train.bin').read_bytes() == before
-    for args in (['--digits=0'], ['--digits=1', '--examples=1000'], ['--examples=0']):
+    assert metadata.fingerprint('a') == fingerprint
+    run(monkeypatch, script, '--out=a', '--no-reverse')         # as many tokens, but a resumed run must notice
+    assert metadata.fingerprint('a') != fingerprint
+    for args in (['--digits=0'], ['--digits=1', '--examples=1000'], ['--examples=0'], ['--digits=three']):
+        capsys.readouterr()
         with pytest.raises(SystemExit):
             run(monkeypatch, script, '--out=c', *args)
+        assert re.fullmatch('error: --(digits|examples)=.*: expected .*\n', capsys.readouterr().err)
+
+    # test.tsv belongs to the dataset: it does not change before the dataset does
+    before = Path('b/test.tsv').read_bytes()
+    monkeypatch.setattr(preparation, '_rename', interrupt)
+    with pytest.raises(SystemExit):
+        run(monkeypatch, script, '--out=b')
+    assert Path('b/test.tsv').read_bytes() == before
+    assert sorted(os.listdir('b')) == sorted(os.listdir('a'))
+
+
+def interrupt(*args):
+    raise KeyboardInterrupt
 
 
 @pytest.mark.slow

@@ -105,6 +105,15 @@ def test_dataset_round_trip_with_large_ids():
     assert (on_disk['sha256'], on_disk['source']) == ('ab' * 32, 'numbers')
 
 
+@pytest.mark.parametrize('pieces', [[], [('train', [1])], [('val', [1]), ('train', [])]])
+def test_a_dataset_without_tokens_replaces_none(pieces):
+    write_old('json')
+    before = opened()
+    with pytest.raises(UserError, match='no tokens for (train|val).bin, so nothing was written'):
+        preparation.write('d', pieces, ByteTokenizer(), '', '')
+    assert opened() == before
+
+
 def test_ids_are_little_endian_uint16():
     preparation.write('d', [('train', [258, 1]), ('val', [0])], CharTokenizer([chr(i) for i in range(300)]), '', '')
     assert Path('d/train.bin').read_bytes() == b'\x02\x01\x01\x00'

@@ -18,7 +18,6 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 from gradus import pairs, preparation
 from gradus.errors import UserError, exit_on_error
-from gradus.files import make_folder
 
 AUTOMATIC = True       # small, and no download: train.py may run this file when the dataset is missing
 N_HELD_OUT = 1000      # sums for val.bin, and as many for test.tsv
@@ -40,26 +39,27 @@ def sums(digits, n, reverse, seed=0):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--digits', type=int, default=3, help='of the numbers, at most (default: %(default)s)')
-    parser.add_argument('--examples', type=int, default=50_000, help='sums to train on (default: %(default)s)')
+    parser.add_argument('--digits', default='3', help='of the numbers, at most (default: %(default)s)')
+    parser.add_argument('--examples', default='50000', help='sums to train on (default: %(default)s)')
     parser.add_argument('--reverse', action=argparse.BooleanOptionalAction, default=True,
                         help='write the ones of a sum first')
     parser.add_argument('--out', default=str(HERE), help='folder to write to (default: beside this file)')
     args = parser.parse_args()
-    most = 100 ** args.digits // 2                    # half of all sums, so that drawing new ones does not take forever
-    if not 2 <= args.digits <= 9 or not 1 <= args.examples <= most - 2 * N_HELD_OUT:
-        raise UserError(f'--digits={args.digits} --examples={args.examples}: expected 2 to 9 digits, and at least one '
-                        'example, but no more than half of all sums without those held out')
+
+    digits = preparation.number('digits', args.digits, int)
+    examples = preparation.number('examples', args.examples, int)
+    # Half of all sums at most: drawing new ones remains quick.
+    if not 2 <= digits <= 9 or not 1 <= examples <= 100 ** digits // 2 - 2 * N_HELD_OUT:
+        raise UserError(f'--digits={digits} --examples={examples}: expected 2 to 9 digits and 1 example or more, up to '
+                        'half of all sums, without those held out')
 
     # All different, in random order: the last ones are held out.
-    found = sums(args.digits, args.examples + 2 * N_HELD_OUT, args.reverse)
+    found = sums(digits, examples + 2 * N_HELD_OUT, args.reverse)
     test = [found.pop() for _ in range(N_HELD_OUT)]
-    parts = ['train'] * args.examples + ['val'] * N_HELD_OUT
+    parts = ['train'] * examples + ['val'] * N_HELD_OUT
     tokenizer = pairs.tokenizer_for('char', ['0123456789+'])
-
-    make_folder(args.out, preparation.ELSEWHERE)
-    preparation.write_files(args.out, ['test.tsv'], [('test.tsv', pairs.as_tsv(test))])
-    pairs.write(args.out, [(part, *pair) for part, pair in zip(parts, found)], tokenizer, 'sums', sha256='')
+    _, sha256 = pairs.survey(found)
+    pairs.write(args.out, [(part, *pair) for part, pair in zip(parts, found)], tokenizer, 'sums', sha256, test)
 
 
 if __name__ == '__main__':

@@ -50,10 +50,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--source', help='a folder with copies of the files, instead of the download')
     parser.add_argument('--reverse', action='store_true', help='from English to German')
-    parser.add_argument('--vocab_size', type=int, default=4096, help='tokens (default: %(default)s)')
+    parser.add_argument('--vocab_size', default='4096', help='tokens (default: %(default)s)')
     parser.add_argument('--out', default=str(HERE), help='folder to write to (default: beside this file)')
     args = parser.parse_args()
-    bpe.check_training(args.vocab_size, pairs.SPECIAL)
+    vocab_size = preparation.number('vocab_size', args.vocab_size, int)
+    bpe.check_training(vocab_size, pairs.SPECIAL)
 
     # Read.
     make_folder(args.out, preparation.ELSEWHERE)
@@ -61,10 +62,10 @@ def main():
 
     # Write.
     texts = [text for pair in train for text in pair]
-    tokenizer = pairs.tokenizer_for('bpe', texts, args.vocab_size)
-    preparation.write_files(args.out, ['test.tsv'], [('test.tsv', pairs.as_tsv(test))])
+    tokenizer = pairs.tokenizer_for('bpe', texts, vocab_size)
     parts = [('train', *pair) for pair in train] + [('val', *pair) for pair in val]
-    pairs.write(args.out, parts, tokenizer, source='Multi30k', sha256=SHA256['train.de.gz'])
+    _, sha256 = pairs.survey([*train, *val])
+    pairs.write(args.out, parts, tokenizer, 'Multi30k', sha256, test)
 
 
 if __name__ == '__main__':
