@@ -326,6 +326,8 @@ def open_dataset(folder, meta, vocab_size, block_size):
         raise UserError(f'{folder}: a tokenizer of {tokenizer.n_vocab} tokens for a model of {vocab_size}; '
                         'expected the dataset that the model was trained on, or --init_from=scratch')
     lengths = torch.from_numpy(tokenizer.byte_lengths())
+    if tokenizer.end_id is not None:                  # the end of a text is no text
+        lengths[tokenizer.end_id] = 0
     byte_lengths = torch.nn.functional.pad(lengths, (0, vocab_size - len(lengths)))
     return Dataset(train, val, tokenizer, spec, byte_lengths, mark)
 

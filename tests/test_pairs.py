@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -207,6 +208,19 @@ def test_evaluation_sees_every_example_once():
     assert len(set(val.eval_starts(10))) == 10
     x, y = val.windows([3, len(val)])                 # beyond the last: a row of padding
     assert (x[1] == 0).all() and (y[1] == -1).all() and (y[0] >= 0).any()
+
+
+def test_bits_per_byte_count_the_bytes_of_completions():
+    """A model that finds every token equally likely needs log2(V) bits for each, also for the ends."""
+    tokenizer = prepare([(f'{i}', 'é' * (i % 5)) for i in range(100)], 'byte', val_fraction=0.5)
+    dataset = opened()
+    model = GPT(GPTConfig(block_size=16, vocab_size=256, n_layer=1, n_head=1, n_embd=4))
+    torch.nn.init.zeros_(model.lm_head.weight)
+    worker = parallel.Worker(torch.device('cpu'), torch.float32, False)
+    loss, bits = evaluation.evaluate(model, dataset.val, 8, 0, worker, dataset.byte_lengths)
+    assert tokenizer.n_vocab == 256 and loss == pytest.approx(math.log(256))
+    n_bytes = sum(2 * (i % 5) for i in range(1, 100, 2))
+    assert bits == pytest.approx(8 * (n_bytes + 50) / n_bytes)
 
 
 # ---------------------------------------------------------------------------- damage
