@@ -302,7 +302,7 @@ def bytes_to_letters(data):
 # ---------------------------------------------------------------------------- plain data
 
 def check_spec(spec):
-    """The vocabulary size of the tokenizer that `spec` describes. Raises UserError unless it is what `to_json` writes."""
+    """The vocabulary size of the tokenizer `spec` describes. Raises UserError unless it is what `to_json` writes."""
     kind = spec.get('kind') if isinstance(spec, dict) else None
     if type(kind) is not str or kind not in ('byte', 'char', 'gpt2', 'bpe'):
         raise UserError(f'tokenizer {show(spec)}: expected a kind among byte, char, gpt2, bpe')
