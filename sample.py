@@ -56,7 +56,7 @@ class SampleConfig:
     interactive: bool = False         # type, and the model continues; \n is a newline; press Enter for more
     json: bool = False                # one JSON object a line for each sample: prompt, text, tokens
     logprobs: bool = False            # with json: each token's log-probability, before penalty, temperature, top_k, ...
-    eval: str = ''                    # a text file: print its loss, perplexity, bits per byte; .tsv, .jsonl: of pairs
+    eval: str = ''                    # a text: loss, perplexity, bits per byte; pairs (.tsv, .jsonl): exact match, BLEU
     # system
     device: str = 'auto'              # auto, cpu, cuda, cuda:N, mps
     dtype: str = 'auto'               # auto, float32, bfloat16, float16

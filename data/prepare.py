@@ -18,7 +18,8 @@ of its own, and a newline for gpt2 and other models' tokenizers.
 on this text), gpt2 (50,257 tokens: a shorter text, but a larger model), or that of a model to fine-tune, as train.py
 --init_from calls it: a run's folder, a Hugging Face folder or name, or a .gguf file.
 
-A tenth is held out for validation: every tenth document, or, of fewer than 100 documents, the end of the text.
+A tenth is held out for validation: every tenth document or pair, or, with fewer than 100 documents, the
+end of the text.
 """
 
 import argparse
@@ -118,7 +119,7 @@ def parse_arguments():
     parser.add_argument('--field', help='the text in .jsonl and .parquet (default: text)')
     parser.add_argument('--val_fraction', default='0.1', help='how much is held out (default: %(default)s)')
     parser.add_argument('--pairs', action='store_true', help='lines of prompt and completion')
-    parser.add_argument('--separator', help='of --pairs: a text that ends each prompt')
+    parser.add_argument('--separator', help='for --pairs: a text that ends each prompt')
     parser.add_argument('--out', help='another folder to write to, instead of data/<name>')
     parser.add_argument('--overwrite', action='store_true', help='even if the folder holds something else')
     args = parser.parse_args()

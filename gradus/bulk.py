@@ -1,6 +1,6 @@
 """
-Datasets of gigabytes: what they need, said and checked before anything is downloaded; documents that stream through
-the tokenizer on all cores, in bounded memory.
+Datasets of gigabytes: print and check what they need before anything is downloaded, and stream documents through the
+tokenizer on all cores, in bounded memory.
 """
 
 import math

@@ -289,11 +289,11 @@ class Dataset:
     fingerprint: str = ''                 # changes when the folder holds another dataset
 
     def sample_start(self):
-        """The ids that a sample starts from: of pairs, a prompt that was held out."""
+        """The ids that a sample starts from: for pairs, a held-out prompt."""
         return self.val.prompt(0) if isinstance(self.val, Pairs) else [self.tokenizer.start_id]
 
     def sample_text(self, ids):
-        """The text of a sample: what follows its start, or, of pairs, prompt and completion."""
+        """The text of a sample: what follows its start, or, for pairs, prompt and completion."""
         if not isinstance(self.val, Pairs):
             return self.tokenizer.decode(ids[1:])
         n = len(self.sample_start())

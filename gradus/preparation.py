@@ -110,8 +110,8 @@ def write(folder, pieces, tokenizer, source, sha256, index=None, extra=None):
             yield f'{split}.bin', ids.tobytes()
         for split, n in counts.items():
             if not n:
-                raise UserError(f'{printable(folder)}: the text gives no tokens for {split}.bin, so nothing was '
-                                'written; expected a longer one')
+                raise UserError(f'{folder}: the text gives no tokens for {split}.bin, so nothing was written; '
+                                'expected a longer one')
         more = {}
         for split, numbers in (index or {}).items():
             more[f'{split}_pairs'] = len(numbers) // 2

@@ -10,8 +10,8 @@ Four kinds. Each is stored as plain data, {"kind": ...}, in a dataset's meta.jso
     gpt2   GPT-2's 50,257 byte-pair tokens, through tiktoken
     bpe    byte-pair tokens learned from the text, or those of a model such as Llama 3 or Qwen3, through tiktoken too
 
-A dataset of pairs adds two keys to any of them: `separator`, the ids that end a prompt, and `end_id`, that of the end
-of a completion.
+A dataset of pairs adds two keys to any of them: `separator`, the ids that end a prompt, and `end_id`, the id that ends
+a completion.
 """
 
 import re
@@ -302,7 +302,7 @@ def bytes_to_letters(data):
 # ---------------------------------------------------------------------------- plain data
 
 def check_spec(spec):
-    """The vocabulary size of the tokenizer that `spec` describes. Raises UserError if `to_json` wrote no such thing."""
+    """The vocabulary size of the tokenizer `spec` describes. Raises UserError unless it is what `to_json` writes."""
     kind = spec.get('kind') if isinstance(spec, dict) else None
     if type(kind) is not str or kind not in ('byte', 'char', 'gpt2', 'bpe'):
         raise UserError(f'tokenizer {show(spec)}: expected a kind among byte, char, gpt2, bpe')

@@ -12,7 +12,7 @@ import torch
 from conftest import babble
 
 import train
-from gradus import beam, bpe, data, metadata, pairs, parallel, preparation
+from gradus import beam, bpe, data, evaluation, metadata, pairs, parallel, preparation
 from gradus.errors import UserError
 from gradus.tokenizer import ByteTokenizer, build_tokenizer
 from model import GPT, GPTConfig

@@ -1,6 +1,6 @@
 """
-Sums: 123+456 and what it makes, 579, as pairs of prompt and completion. A GPT that gets sums right which it has never
-seen has learned to add.
+Sums: 123+456 and its result, 579, as pairs of prompt and completion. A GPT that gets sums right that it has never seen
+has learned to add.
 
     python data/arithmetic/prepare.py                        sums of two numbers of up to three digits
     python data/arithmetic/prepare.py --digits=5 --no-reverse
@@ -39,7 +39,7 @@ def sums(digits, n, reverse, seed=0):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--digits', default='3', help='of the numbers, at most (default: %(default)s)')
+    parser.add_argument('--digits', default='3', help='at most so many digits a number (default: %(default)s)')
     parser.add_argument('--examples', default='50000', help='sums to train on (default: %(default)s)')
     parser.add_argument('--reverse', action=argparse.BooleanOptionalAction, default=True,
                         help='write the ones of a sum first')
