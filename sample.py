@@ -177,13 +177,11 @@ def generate(model, ids, completions, sampler, max_new_tokens, n_vocab):
 
 def search(cfg, model, ids, completion, tokenizer):
     """Fill a completion with what beam search finds."""
-    room = model.config.block_size - len(ids)
-    if room < 1:
+    if len(ids) >= model.config.block_size:
         raise UserError(f'the prompt has {len(ids)} tokens, the context {model.config.block_size}; beam search needs '
                         'room for its completion: expected a shorter prompt, or --beams=0')
     prompts = torch.tensor([ids], device=model.transformer.wte.weight.device)
-    max_new_tokens = min(cfg.max_new_tokens, room)
-    found = beam.search(model, prompts, completion.end_id, max_new_tokens, tokenizer.n_vocab, cfg.beams)
+    found = beam.search(model, prompts, completion.end_id, cfg.max_new_tokens, tokenizer.n_vocab, cfg.beams)
     for token in found[0]:
         completion.add(token)
     completion.close()

@@ -18,8 +18,7 @@ of its own, and a newline for gpt2 and other models' tokenizers.
 on this text), gpt2 (50,257 tokens: a shorter text, but a larger model), or that of a model to fine-tune, as train.py
 --init_from calls it: a run's folder, a Hugging Face folder or name, or a .gguf file.
 
-A tenth is held out for validation: every tenth document or pair, or, with fewer than 100 documents, the
-end of the text.
+A tenth is held out for validation: every tenth document or pair; with fewer than 100 documents, the end of the text.
 """
 
 import argparse

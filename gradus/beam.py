@@ -18,13 +18,14 @@ from model import KVCache
 def search(model, prompts, end_id, max_new_tokens, n_vocab, beams=1, length_penalty=1.0):
     """
     Complete each of `prompts` (B, T): B lists of ids, without end_id. One beam is greedy search. The search for a
-    prompt is over when `beams` completions have ended; what has not ended after max_new_tokens is cut there.
+    prompt is over when `beams` completions have ended; what has not ended after max_new_tokens, or at the end of the
+    context, is cut there.
 
     The best completion is the one with the highest log-probability divided by n ** length_penalty, n being its number
     of tokens: each token makes a completion less likely, so 0 prefers short ones. Wu et al. 2016, section 7. Raises
     UserError if the model computes NaN.
     """
-    B = len(prompts)
+    B, T = prompts.shape
     cache = KVCache(model.config)
     unread = prompts.repeat_interleave(beams, dim=0)                            # (B n, T)
     tokens = prompts.new_empty((B, beams, 0))                                   # the beams
@@ -33,7 +34,7 @@ def search(model, prompts, end_id, max_new_tokens, n_vocab, beams=1, length_pena
     first_row = torch.arange(B, device=prompts.device)[:, None] * beams         # (B, 1)
     ended = [[] for _ in range(B)]                    # (score, ids) of completions
 
-    for length in range(1, max_new_tokens + 1):
+    for length in range(1, min(max_new_tokens, model.config.block_size - T) + 1):
         # Every beam with every next token: the 2n most likely, so that n are left if n of them end here.
         logits, _ = model(unread, cache=cache)                                  # (B n, 1, V)
         logprobs = logits[:, -1, :n_vocab].float().log_softmax(dim=-1).view(B, beams, -1)
@@ -81,8 +82,7 @@ def complete(model, prompts, tokenizer, max_new_tokens, beams=1, progress=iter, 
     texts = [''] * len(prompts)
     for group in progress(groups):
         batch = torch.tensor([prompts[i] for i in group], device=device)        # (B, T)
-        room = model.config.block_size - batch.size(1)
-        found = search(model, batch, tokenizer.end_id, min(max_new_tokens, room), tokenizer.n_vocab, beams)
+        found = search(model, batch, tokenizer.end_id, max_new_tokens, tokenizer.n_vocab, beams)
         for i, ids in zip(group, found):
             texts[i] = tokenizer.decode(ids)
     return texts

@@ -37,8 +37,7 @@ def write_text(folder, files, kind, source=None, field='text', val_fraction=0.1,
     val.bin gets val_fraction of the documents, evenly spread; if there are few documents, the last part of the text.
     """
     read_as = functools.partial(read, files, field, documents.total_bytes(files))
-    if not 0 < val_fraction < 1:
-        raise UserError(f'--val_fraction={val_fraction}: expected a number between 0 and 1')
+    check_fraction(val_fraction)
     if kind == 'bpe':
         bpe.check_training(vocab_size)
     elif kind != 'char':
@@ -118,6 +117,11 @@ def train_bpe(parts, size, vocab_size):
 def is_held_out(number, fraction):
     """Does document `number`, counted from 0, belong to val.bin? Evenly spread, and the same in every pass."""
     return math.floor((number + 1) * fraction) > math.floor(number * fraction)
+
+
+def check_fraction(fraction):
+    if not 0 < fraction < 1:
+        raise UserError(f'--val_fraction={fraction}: expected a number between 0 and 1')
 
 
 def check_split(size, fraction):

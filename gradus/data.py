@@ -261,7 +261,7 @@ class Pairs:
         if self.epoch_key != (seed, epoch, n):
             random = np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 1, epoch]))
             examples = random.permutation(len(self.ends))
-            examples = np.resize(examples, max(len(examples) // n, 1) * n)      # repeated if there are less than n
+            examples = np.resize(examples, max(len(examples) // n, 1) * n)      # repeated if there are fewer than n
             pools = np.split(examples, range(self.POOL * n, len(examples), self.POOL * n))
             batches = np.concatenate([self._sorted(pool).reshape(-1, n) for pool in pools])
             self.epoch_key = seed, epoch, n
@@ -334,14 +334,14 @@ def open_dataset(folder, meta, vocab_size, block_size):
 
 def _open_split(folder, split, meta, vocab_size, block_size):
     """The tokens of train or val: a file of that name, or shards; or pairs, if meta.json counts them."""
-    expected = meta.get(f'{split}_tokens')
-    names = file_names(folder, split)
     plain = os.path.join(folder, f'{split}.bin')
+    expected = meta.get(f'{split}_tokens')
     n_pairs = meta.get(f'{split}_pairs')
-    if n_pairs is not None:
+    if n_pairs is not None:                           # a pair may be shorter than the context
         tokens = Tokens(plain, meta['dtype'], vocab_size, 1, expected)
         return Pairs(tokens, os.path.join(folder, f'{split}.pairs.bin'), block_size, n_pairs)
-    if names == [f'{split}.bin']:
+
+    paths = [os.path.join(folder, name) for name in file_names(folder, split)]
+    if paths == [plain]:
         return Tokens(plain, meta['dtype'], vocab_size, block_size, expected)
-    paths = [os.path.join(folder, name) for name in names]
     return Tokens.from_shards(paths, meta['dtype'], vocab_size, block_size, expected)

@@ -146,8 +146,7 @@ def prepare(folder, files, kind, source, val_fraction=0.1, vocab_size=4096, sepa
     Make a dataset of the pairs in .tsv and .jsonl files, which are read twice, a line at a time. kind, vocab_size and
     separator: as for `tokenizer_for`. Raises UserError.
     """
-    if not 0 < val_fraction < 1:
-        raise UserError(f'--val_fraction={val_fraction}: expected a number between 0 and 1')
+    corpus.check_fraction(val_fraction)
     if kind == 'bpe':
         bpe.check_training(vocab_size, SPECIAL)
 

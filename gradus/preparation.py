@@ -181,7 +181,7 @@ def _write_temporary(folder, names, pieces):
         files = {}
         for name in names:
             path = os.path.join(folder, name)
-            stack.enter_context(_writing(path))
+            stack.enter_context(_writing(path))       # closing it at the end may fail too
             files[name] = stack.enter_context(open(temporary_name(path), 'wb'))
         for name, piece in pieces:
             with _writing(os.path.join(folder, name)):

@@ -62,6 +62,19 @@ def sample_here(capsys, *flags):
     return capsys.readouterr().out
 
 
+def typed(monkeypatch, *lines):
+    """Let input() return these lines, and then the end of the file."""
+    remaining = iter(lines)
+
+    def read(prompt):
+        try:
+            return next(remaining)
+        except StopIteration:
+            raise EOFError from None
+
+    monkeypatch.setattr('builtins.input', read)
+
+
 def opened(block_size=64, folder='data/sums'):
     meta = metadata.read_meta(folder)
     return data.open_dataset(folder, meta, meta['vocab_size'], block_size)
@@ -217,15 +230,7 @@ def test_sums_it_has_never_seen(adder, monkeypatch, capsys):
 @pytest.mark.slow
 def test_each_line_is_a_prompt_of_its_own(adder, monkeypatch, capsys):
     monkeypatch.chdir(adder)
-    lines = iter(['1+2', '30+3'])
-
-    def read(prompt):
-        try:
-            return next(lines)
-        except StopIteration:
-            raise EOFError from None
-
-    monkeypatch.setattr('builtins.input', read)
+    typed(monkeypatch, '1+2', '30+3')
     assert sample_here(capsys, '--out_dir=adder', '--interactive', '--temperature=0') == '3\n33\n'
 
 
@@ -296,15 +301,7 @@ def test_what_a_search_ignores_is_said(sums, monkeypatch, capsys):
     assert 'ignored: temperature, logprobs\n' in capsys.readouterr().err
 
     # line by line too; a prompt that is too long is an error, but not the end
-    lines = iter(['1+1', '1' * 16, '1+1'])
-
-    def read(prompt):
-        try:
-            return next(lines)
-        except StopIteration:
-            raise EOFError from None
-
-    monkeypatch.setattr('builtins.input', read)
+    typed(monkeypatch, '1+1', '1' * 16, '1+1')
     sample.main(configurator.load(sample.SampleConfig, [*flags, '--interactive']))
     shown = capsys.readouterr()
     text = json.loads(found.out)['text']
