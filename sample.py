@@ -26,7 +26,7 @@ import gradus  # noqa: F401  first: Ctrl-C during the slow imports below is one 
 import torch
 from tqdm import tqdm
 
-from gradus import beam, checkpoint, configurator, data, evaluation, inference, pairs, parallel, preparation, pretrained
+from gradus import beam, configurator, data, evaluation, inference, pairs, parallel, preparation, pretrained
 from gradus.errors import UserError, on_screen, warn
 from gradus.sampling import Sampler
 
@@ -80,19 +80,6 @@ def check(cfg):
     ignored = [name for name in DRAWING if getattr(cfg, name) != getattr(SampleConfig, name)]
     if cfg.beams and ignored:
         warn(f"beams={cfg.beams} finds one text and draws no tokens; ignored: {', '.join(ignored)}")
-
-
-def load_model(cfg):
-    """A line about the model that the settings name, the model itself, on the CPU, and its tokenizer."""
-    if cfg.init_from == 'resume':
-        if cfg.out_dir:
-            found = pretrained.load_checkpoint(checkpoint.find(cfg.out_dir, cfg.checkpoint))
-        else:
-            found = pretrained.load_newest(cfg.checkpoint)
-    else:
-        found = pretrained.load(cfg.init_from)
-    tokenizer = pretrained.tokenizer_for(found, cfg.dataset)
-    return found.about, pretrained.build(found), tokenizer
 
 
 def log(text):
@@ -352,7 +339,7 @@ def main(cfg):
     if cfg.quantize and worker.device.type != 'cpu':
         raise UserError(f'quantize={cfg.quantize} is for the CPU, the device is {worker.device}; '
                         'use --device=cpu, or --quantize=')
-    about, model, tokenizer = load_model(cfg)
+    about, model, tokenizer = pretrained.load_chosen(cfg)
     pairs_file = cfg.eval.lower().removesuffix('.gz').endswith(('.tsv', '.jsonl'))
     if pairs_file and not tokenizer.separator:
         warn(f'{cfg.eval}: evaluated as plain text, because the model was not trained on pairs')

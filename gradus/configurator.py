@@ -51,31 +51,37 @@ NANOGPT_KEYS = frozenset("""
 SUCCESSORS = ('train.py', 'sample.py')                # the scripts that take their place here
 
 
-def launch(main, cls, argv=None, lower=''):
+def launch(main, cls, argv=None, lower='', names=''):
     """
     Read the settings and call main(cfg): the last line of every script. User errors end in one line; `lower` says which
-    settings need less memory.
+    settings need less memory. names: see `load`.
     """
     script = sys.modules[cls.__module__]
     with exit_on_error(lower):
-        main(load(cls, sys.argv[1:] if argv is None else argv, script))
+        main(load(cls, sys.argv[1:] if argv is None else argv, script, names))
 
 
-def load(cls, argv, script=None):
+def load(cls, argv, script=None, names=''):
     """
     A `cls` made of its defaults, the config files and the --key=value arguments in argv. Raises UserError.
     Its attribute `from_files` is no setting but a help for `explain`: see there.
+    names: if given, plain arguments are no config files, but become the tuple in this attribute (folders of runs, say).
     """
     if '--help' in argv or '-h' in argv:
         print(help_text(cls, script))
         sys.exit(0)
     settings = _Settings(cls, script)
+    plain = []
     for arg in _join_values(argv, settings.types):
         if arg.startswith('-'):
             settings.set_argument(arg)
+        elif names:
+            plain.append(arg)
         else:
             settings.run_file(arg)
     cfg = cls(**settings.values)
+    if names:
+        setattr(cfg, names, tuple(plain))
     cfg.from_files = settings.from_files
     return cfg
 

@@ -76,6 +76,38 @@ class Log:
             self.file.close()
 
 
+def read(folder):
+    """
+    The records in the log of the run in `folder`, as dictionaries, in the order in which they were written. Lines that
+    are no record, such as half a line that a kill left behind, are left out. Raises UserError if there is none.
+    """
+    path = os.path.join(folder, 'log.jsonl')
+    if not os.path.isdir(folder):
+        raise UserError(f'{folder}: no such run; expected the folder of one, such as out-quickstart')
+    if not os.path.exists(path):
+        raise UserError(f'{folder}: no log.jsonl in it; expected the folder of a run of train.py or mlp_mnist.py')
+    require_file(path)
+    records = []
+    with open(path, encoding='utf-8', errors='replace') as f:
+        for line in f:
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(record, dict) and type(record.get('iter')) is int:
+                records.append(record)
+    if not records:
+        raise UserError(f'{path}: no records in it; expected a JSON object a line, each with its iter')
+    return records
+
+
+def numbers(records, x, y):
+    """The pairs (x, y) of the records that have both as finite numbers."""
+    def is_number(value):
+        return type(value) in (int, float) and abs(value) < math.inf
+    return [(r[x], r[y]) for r in records if is_number(r.get(x)) and is_number(r.get(y))]
+
+
 def start_wandb(cfg):
     """A run of Weights & Biases with these settings. Raises UserError if the package is missing."""
     try:

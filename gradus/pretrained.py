@@ -94,6 +94,21 @@ def load_newest(name=''):
                     'train one (python train.py config/quickstart.py) or give --out_dir')
 
 
+def load_chosen(cfg):
+    """
+    The model that the settings init_from, out_dir, checkpoint and dataset choose: a line about it, the GPT, on the CPU,
+    and its tokenizer. Raises UserError.
+    """
+    if cfg.init_from != 'resume':
+        found = load(cfg.init_from)
+    elif cfg.out_dir:
+        found = load_checkpoint(checkpoint.find(cfg.out_dir, cfg.checkpoint))
+    else:
+        found = load_newest(cfg.checkpoint)
+    tokenizer = tokenizer_for(found, cfg.dataset)
+    return found.about, build(found), tokenizer
+
+
 def _from_elsewhere(source, config, weights, tokenizer):
     spec = None if isinstance(tokenizer, str) else tokenizer
     return Pretrained(source, config, weights, tokenizer=spec, about=source,

@@ -6,7 +6,7 @@ import sys
 import pytest
 from conftest import REPO
 
-SCRIPTS = {'train', 'sample', 'mlp_mnist', 'export', 'bench'}
+SCRIPTS = {'train', 'sample', 'mlp_mnist', 'export', 'plot', 'bench'}
 
 # The modules of gradus/, top first: a module may import those below it.
 LAYERS = ['nanogpt', 'onnx_file', 'pretrained', 'gguf_file', 'hf', 'families', 'tokenizer_files',
@@ -17,7 +17,7 @@ LAYERS = ['nanogpt', 'onnx_file', 'pretrained', 'gguf_file', 'hf', 'families', '
 
 CORE = {'torch', 'numpy', 'tiktoken', 'tqdm', 'regex'}     # tiktoken needs regex
 OPTIONAL = {'PIL', 'safetensors', 'huggingface_hub', 'wandb', 'datasets', 'gguf', 'xllamacpp', 'matplotlib',
-            'onnx', 'onnx_ir', 'onnxscript', 'sacrebleu', 'tokenizers', 'pyarrow'}
+            'cycler', 'onnx', 'onnx_ir', 'onnxscript', 'sacrebleu', 'tokenizers', 'pyarrow', 'tensorboard'}
 
 
 def imports(path):
@@ -65,12 +65,13 @@ def test_a_script_imports_no_script(path):
         assert name in ours(LAYERS) | {'gradus', 'model'} or from_outside(name, lazily), f'{path} imports {name}'
 
 
-def test_benchmarks_may_import_scripts():
-    """They measure them."""
-    for path in (REPO / 'benchmarks').glob('*.py'):
+@pytest.mark.parametrize('folder', ['benchmarks', 'plots'])
+def test_benchmarks_and_pictures_may_import_scripts(folder):
+    """They measure them, and draw what they do."""
+    for path in (REPO / folder).glob('*.py'):
         for name, lazily in imports(path):
-            known = ours(LAYERS) | SCRIPTS | {'model', 'benchmarks'}
-            ok = name in known or name.startswith('benchmarks.') or from_outside(name, lazily)
+            known = ours(LAYERS) | SCRIPTS | {'model', folder}
+            ok = name in known or name.startswith(f'{folder}.') or from_outside(name, lazily)
             assert ok, f'{path} imports {name}'
 
 
@@ -87,7 +88,7 @@ def test_what_these_tests_would_find(tmp_path):
     assert sorted(imports(tmp_path / 'x.py')) == found
 
 
-FOLDERS = ('*', 'gradus/*', 'benchmarks/*', 'config/*', 'data/**/*', 'tests/*')
+FOLDERS = ('*', 'gradus/*', 'benchmarks/*', 'plots/*', 'exercises/*', 'config/*', 'data/**/*', 'tests/*')
 FILES = sorted(path.relative_to(REPO).as_posix() for part in FOLDERS for path in REPO.glob(part + '.py'))
 
 

@@ -1,0 +1,45 @@
+"""
+Draw what a network has learned, and how: `python plot.py NAME ...` runs plots/NAME.py; add --help for its settings.
+
+    python plot.py curves out-a out-b                losses, learning rate and speed of runs
+    python plot.py report out-a out-b                a page about a run, or about two, to open in a browser
+    python plot.py attention --start="The pizza came out of the oven and it tasted good."   who looks at whom
+    python plot.py embeddings --nearest=king         which tokens are near which
+    python plot.py temperature --start="To be"       the next token, at several temperatures
+    python plot.py parameters config/x.py            where the weights are
+    python plot.py digits --out_dir=out-mnist        what a digit network sees, and what it misread
+    python plot.py docs                              all pictures of the pages in docs/, once more
+
+Needs matplotlib: pip install matplotlib
+"""
+
+import importlib
+import os
+import sys
+
+from gradus import configurator
+from gradus.errors import UserError, exit_on_error
+
+FOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'plots')
+
+
+def names():
+    """What can be drawn: the files in plots/, but for the one they share."""
+    stems = [file.removesuffix('.py') for file in os.listdir(FOLDER) if file.endswith('.py')]
+    return sorted(stem for stem in stems if stem != 'figures')
+
+
+def main():
+    name = sys.argv[1] if len(sys.argv) > 1 else '--help'
+    if name in ('-h', '--help'):
+        print(__doc__.strip())
+        return
+    if name not in names():
+        raise UserError(f"plot.py {name}: expected one of {', '.join(names())}")
+    picture = importlib.import_module(f'plots.{name}')
+    configurator.launch(picture.main, picture.Settings, sys.argv[2:], names=getattr(picture, 'NAMES', ''))
+
+
+if __name__ == '__main__':
+    with exit_on_error():
+        main()

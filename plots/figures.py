@@ -1,0 +1,79 @@
+"""
+What all pictures share: a figure that needs no screen, one style, legible in black and white, and how it is saved.
+
+    figure = new_figure(7, 3)                 inches, at 100 dots each
+    axes = figure.subplots()
+    axes.plot(...)
+    save(figure, 'picture.png')               or .svg, .pdf
+"""
+
+import io
+import os
+
+from gradus.errors import UserError
+from gradus.files import atomic_write
+
+STYLE = {
+    'font.size': 9,
+    'axes.grid': True,
+    'grid.alpha': 0.3,
+    'axes.spines.top': False,
+    'axes.spines.right': False,
+    'axes.prop_cycle': None,          # set in `new_figure`: LINES
+    'image.interpolation': 'nearest',
+    'svg.fonttype': 'none',           # text stays text
+    'svg.hashsalt': 'gradus',         # the same picture is the same file
+}
+# Lines differ in color, lightness and dashes, so that they differ in black and white too.
+COLORS = ['#1b6ca8', '#d95f02', '#2a2a2a', '#4daf9a', '#9467bd', '#b8860b']
+DASHES = ['-', '--', ':', '-.', (0, (5, 1)), (0, (1, 1))]
+ENDINGS = ('.png', '.svg', '.pdf')
+
+
+def require_matplotlib():
+    """Raise UserError if matplotlib is missing: before anything is loaded or computed."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as e:
+        raise UserError('plot.py needs matplotlib; pip install matplotlib') from e
+
+
+def check_out(path):
+    """Raise UserError unless `path` can be the file of a picture, and matplotlib is there."""
+    require_matplotlib()
+    if not path.lower().endswith(ENDINGS):
+        raise UserError(f"out={path}: expected a file ending with {', '.join(ENDINGS)}")
+    if os.path.isdir(path):
+        raise UserError(f'out={path}: this is a folder; expected a file to write')
+
+
+def new_figure(width, height):
+    """An empty matplotlib Figure of this size in inches, in our style. It needs no screen and no pyplot."""
+    require_matplotlib()
+    import matplotlib
+    from cycler import cycler
+    from matplotlib.figure import Figure
+    matplotlib.rcParams.update({**STYLE, 'axes.prop_cycle': cycler(color=COLORS, linestyle=DASHES)})
+    return Figure(figsize=(width, height), dpi=100, layout='constrained', facecolor='white')
+
+
+def save(figure, path):
+    """Write the picture, in the format that its name ends with, and say so. Raises UserError."""
+    content = io.BytesIO()
+    figure.savefig(content, format=path.rsplit('.', 1)[1].lower(), metadata=_without_date(path))
+    with atomic_write(path) as f:
+        f.write(content.getvalue())
+    print(f'{path}: drawn')
+
+
+def _without_date(path):
+    """The same picture is the same file, whenever it is drawn."""
+    return {'.svg': {'Date': None}, '.pdf': {'CreationDate': None}}.get(os.path.splitext(path)[1].lower())
+
+
+def svg(figure):
+    """The picture as the text of an <svg> element, to put into a page."""
+    content = io.BytesIO()
+    figure.savefig(content, format='svg', metadata={'Date': None})
+    text = content.getvalue().decode('utf-8')
+    return text[text.index('<svg'):]
