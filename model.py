@@ -87,9 +87,9 @@ class GPTConfig:
     n_embd: int = 768          # width of a token's vector
     dropout: float = 0.0       # fraction of activations zeroed in training: 0 for pretraining, 0.1+ for little data
     bias: bool = True          # in Linear and LayerNorm, as in GPT-2; without is as good and faster
-    pos: str = 'learned'       # how positions are encoded: learned, sinusoidal, rotary
-    norm: str = 'layernorm'    # layernorm, rmsnorm (no mean, no bias: cheaper)
-    mlp: str = 'gelu'          # gelu, gelu_tanh (OpenAI's GPT-2 weights), relu, swiglu
+    pos: str = 'learned'       # how positions are encoded: learned, sinusoidal, rotary, none
+    norm: str = 'layernorm'    # layernorm, rmsnorm (no mean, no bias: cheaper), none
+    mlp: str = 'gelu'          # gelu, gelu_tanh (OpenAI's GPT-2 weights), relu, swiglu, sigmoid
     qk_norm: bool = False      # normalize queries and keys: keeps attention logits bounded
     n_kv_head: int = 0         # key/value heads, each shared by a group of query heads; 0 = n_head
     tie_weights: bool = True   # one matrix serves as embedding and unembedding
@@ -97,6 +97,9 @@ class GPTConfig:
     n_inner: int = 0           # hidden width of feed-forward; 0 = 4 C, for swiglu 8/3 C (as many weights)
     head_dim: int = 0          # width of a head; 0 = C / H
     norm_eps: float = 0.0      # added to the variance in a norm; 0 = 1e-5 for layernorm, 1e-6 for rmsnorm
+    score: str = 'dot'         # of a query and a key: dot, or to ask what if: squared, reversed, unscaled
+    mask: str = 'causal'       # whom a token sees: causal, or to ask what if: other_half, none
+    residual: bool = True      # add to the residual stream; False, to ask what if: replace it
 
     def __post_init__(self):
         """Raises ValueError for a shape that cannot be built."""
@@ -105,7 +108,7 @@ class GPTConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or not lowest <= value <= 2 ** 20:
                 raise ValueError(f'{name}={value!r}: expected an integer of {lowest} or more, at most {2 ** 20:,}')
-        for name, kinds in (('pos', POSITIONS), ('norm', NORMS), ('mlp', ACTIVATIONS)):
+        for name, kinds in dict(pos=POSITIONS, norm=NORMS, mlp=ACTIVATIONS, score=SCORES, mask=MASKS).items():
             if getattr(self, name) not in kinds:
                 raise ValueError(f"{name}={getattr(self, name)!r}: expected one of {', '.join(kinds)}")
         for name in ('dropout', 'norm_eps'):
@@ -139,16 +142,29 @@ class GPTConfig:
         return self.n_inner or 4 * self.n_embd
 
 
-POSITIONS = ('learned', 'sinusoidal', 'rotary')
+POSITIONS = ('learned', 'sinusoidal', 'rotary', 'none')
 NORMS = {
     'layernorm': lambda c: nn.LayerNorm(c.n_embd, eps=c.eps, bias=c.bias),
     'rmsnorm': lambda c: nn.RMSNorm(c.n_embd, eps=c.eps),
+    'none': lambda c: nn.Identity(),
 }
 ACTIVATIONS = {
     'gelu': F.gelu,
     'gelu_tanh': lambda x: F.gelu(x, approximate='tanh'),
     'relu': F.relu,
     'swiglu': F.silu,
+    'sigmoid': torch.sigmoid,
+}
+SCORES = {
+    'dot': lambda q, k: q @ k.mT / math.sqrt(q.size(-1)),
+    'squared': lambda q, k: q.square() @ k.square().mT / math.sqrt(q.size(-1)),
+    'reversed': lambda q, k: -q @ k.mT / math.sqrt(q.size(-1)),
+    'unscaled': lambda q, k: q @ k.mT,
+}
+MASKS = {
+    'causal': torch.tril,             # each token sees itself and the tokens before it
+    'other_half': torch.triu,         # itself and the tokens after it
+    'none': lambda every, _: every,
 }
 
 
@@ -171,6 +187,20 @@ def rotate(x, cos, sin):
     """Rotate the pairs (x[i], x[i + D/2]) by their position's angle, so that q . k depends on distance only."""
     a, b = x.chunk(2, dim=-1)                                                   # (B, H, T, D/2) each
     return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1).type_as(x)  # (B, H, T, D)
+
+
+def attention_weights(q, k, score='dot', mask='causal', visible=None):
+    """
+    softmax(Q K^T / sqrt(D) + mask), step by step: how much each of T queries takes from each of S keys. q (B, H, T, D),
+    k (B, G, S, D); the queries are the last T of S tokens, unless visible (T, S) says who sees whom. Returns
+    (B, H, T, S); each row sums to 1.
+    """
+    k = k.repeat_interleave(q.size(1) // k.size(1), dim=1)                      # (B, H, S, D)
+    if visible is None:
+        T, S = q.size(2), k.size(2)
+        visible = MASKS[mask](torch.ones(T, S, dtype=torch.bool, device=q.device), S - T)
+    scores = SCORES[score](q, k).masked_fill(~visible, -math.inf)               # (B, H, T, S)
+    return scores.softmax(dim=-1)
 
 
 class CausalSelfAttention(nn.Module):
@@ -213,10 +243,14 @@ class CausalSelfAttention(nn.Module):
         if cache is not None:
             k, v, mask = cache.update(layer, k, v)                              # (B, G, S, D), S >= T; (T, S)
 
-        # Attention, all heads at once.
+        # Attention, all heads at once: `attention_weights` times V, in one fast operation where there is one.
         dropout = c.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and T > 1,
-                                           dropout_p=dropout, enable_gqa=c.kv_heads != c.n_head)  # (B, H, T, D)
+        if (c.score, c.mask) == ('dot', 'causal'):
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and T > 1,
+                                               dropout_p=dropout, enable_gqa=c.kv_heads != c.n_head)  # (B, H, T, D)
+        else:
+            v = v.repeat_interleave(c.n_head // c.kv_heads, dim=1)              # (B, H, S, D)
+            y = F.dropout(attention_weights(q, k, c.score, c.mask, mask), dropout) @ v
         y = y.transpose(1, 2).reshape(B, T, -1)                                 # heads side by side: (B, T, H D)
         return self.resid_dropout(self.c_proj(y))
 
@@ -250,12 +284,15 @@ class Block(nn.Module):
 
     def __init__(self, config):
         super().__init__()
+        self.residual = config.residual
         self.ln_1 = NORMS[config.norm](config)
         self.attn = CausalSelfAttention(config)
         self.ln_2 = NORMS[config.norm](config)
         self.mlp = FeedForward(config)
 
     def forward(self, x, angles=None, cache=None, layer=0):                     # (B, T, C)
+        if not self.residual:
+            return self.mlp(self.ln_2(self.attn(self.ln_1(x), angles, cache, layer)))
         x = x + self.attn(self.ln_1(x), angles, cache, layer)
         return x + self.mlp(self.ln_2(x))
 
@@ -319,6 +356,8 @@ class GPT(nn.Module):
         positions = cache.advance(T) if cache else slice(T)
         if T > c.block_size:
             raise ValueError(f'{T} tokens: expected at most block_size={c.block_size}')
+        if cache and c.mask != 'causal':              # the past would change with every new token
+            raise ValueError(f'mask={c.mask}: expected causal, to use a cache')
 
         # Embed: what each token is, and where it is.
         x = self.transformer.wte(idx)                                           # (B, T, C)
@@ -327,7 +366,7 @@ class GPT(nn.Module):
             x = x + self.transformer.wpe.weight[positions]                      # (T, C), for every sequence
         elif c.pos == 'sinusoidal':                   # scaled as in section 3.4, otherwise PE drowns the words
             x = x * math.sqrt(c.n_embd) + self.pe[positions]
-        else:
+        elif c.pos == 'rotary':
             angles = self.cos[positions], self.sin[positions]                   # (T, D/2) each
         x = self.transformer.drop(x)
 
@@ -351,10 +390,9 @@ class GPT(nn.Module):
         if self.config.pos == 'learned':
             self.transformer.wpe.weight = nn.Parameter(self.transformer.wpe.weight[:block_size].detach().clone())
 
-    def num_params(self, non_embedding=False):
-        """Number of weights; a tied matrix counts once. non_embedding leaves out position embeddings, as nanoGPT."""
-        left_out = self.transformer.wpe.weight.numel() if non_embedding and self.config.pos == 'learned' else 0
-        return sum(p.numel() for p in self.parameters()) - left_out
+    def num_params(self):
+        """Number of weights; a tied matrix counts once."""
+        return sum(p.numel() for p in self.parameters())
 
     def generate(self, idx, max_new_tokens, choose=greedy, n_vocab=None):
         """Extend idx (B, T) by max_new_tokens, as `stream` makes them: (B, T + new)."""
@@ -371,10 +409,12 @@ class GPT(nn.Module):
         each new one, because from layer 2 on, cached keys and values depend on all earlier tokens.
         """
         size = self.config.block_size
-        cache = KVCache(self.config)
+        cache = KVCache(self.config) if self.config.mask == 'causal' else None
         unread = idx[:, -size:]                                                 # (B, T')
         while True:
-            if cache.length + unread.size(1) > size:
+            if cache is None:
+                unread = idx[:, -size:]
+            elif cache.length + unread.size(1) > size:
                 cache.length = 0
                 unread = idx[:, -((size + 1) // 2):]
             logits, _ = self(unread, cache=cache)                               # (B, 1, V)

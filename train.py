@@ -63,9 +63,9 @@ class TrainConfig:
     n_embd: int = 768
     dropout: float = 0.0
     bias: bool = False
-    pos: str = 'learned'              # learned, sinusoidal, rotary
-    norm: str = 'layernorm'           # layernorm, rmsnorm
-    mlp: str = 'gelu'                 # gelu, gelu_tanh, relu, swiglu
+    pos: str = 'learned'              # learned, sinusoidal, rotary, none
+    norm: str = 'layernorm'           # layernorm, rmsnorm, none
+    mlp: str = 'gelu'                 # gelu, gelu_tanh, relu, swiglu, sigmoid
     qk_norm: bool = False
     n_kv_head: int = 0                # 0 = n_head
     tie_weights: bool = True
@@ -73,6 +73,9 @@ class TrainConfig:
     n_inner: int = 0                  # hidden width of the MLP; 0 = 4 n_embd (swiglu: 8/3 n_embd)
     head_dim: int = 0                 # width of a head; 0 = n_embd / n_head
     norm_eps: float = 0.0             # 0 = 1e-5 for layernorm, 1e-6 for rmsnorm
+    score: str = 'dot'                # dot, squared, reversed, unscaled; these three: what if? (WHATIF.md)
+    mask: str = 'causal'              # causal, other_half, none
+    residual: bool = True
     # optimizer
     optimizer: str = 'adamw'          # adamw, or muon for the blocks' matrices (learning_rate about 0.02)
     learning_rate: float = 6e-4       # peak learning rate

@@ -23,8 +23,10 @@ def search(model, prompts, end_id, max_new_tokens, n_vocab, beams=1, length_pena
 
     The best completion is the one with the highest log-probability divided by n ** length_penalty, n being its number
     of tokens: each token makes a completion less likely, so 0 prefers short ones. Wu et al. 2016, section 7. Raises
-    UserError if the model computes NaN.
+    UserError if the model computes NaN, or has no causal mask.
     """
+    if model.config.mask != 'causal':
+        raise UserError(f'mask={model.config.mask}: expected a model with a causal mask for beam search; use --beams=0')
     B, T = prompts.shape
     cache = KVCache(model.config)
     unread = prompts.repeat_interleave(beams, dim=0)                            # (B n, T)

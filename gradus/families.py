@@ -59,13 +59,14 @@ TENSORS = (
     ('transformer.ln_f', 'model.norm', 'output_norm'),
     ('lm_head', 'lm_head', 'output'),
 )
-MODERN = dict(pos=('rotary',), norm=('rmsnorm',), mlp=('swiglu',))
+NO_WHAT_IF = dict(score=('dot',), mask=('causal',), residual=(True,))
+MODERN = dict(NO_WHAT_IF, pos=('rotary',), norm=('rmsnorm',), mlp=('swiglu',))
 
 GPT2 = Family(
     name='gpt2',
     hf_class='GPT2LMHeadModel',
-    needs=dict(pos=('learned',), norm=('layernorm',), mlp=('gelu_tanh', 'gelu', 'relu'), qk_norm=(False,),
-               n_kv_head=(0,), head_dim=(0,)),
+    needs=dict(NO_WHAT_IF, pos=('learned',), norm=('layernorm',), mlp=('gelu_tanh', 'gelu', 'relu'),
+               qk_norm=(False,), n_kv_head=(0,), head_dim=(0,)),
     sizes=(
         ('n_layer', 'n_layer', 'block_count'),
         ('n_head', 'n_head', 'attention.head_count'),

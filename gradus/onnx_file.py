@@ -32,6 +32,9 @@ def write_onnx(path, found):
         import onnxscript  # noqa: F401  torch.onnx needs it
     except ImportError as e:
         raise UserError('an ONNX file needs onnx and onnxscript; pip install onnx onnxscript') from e
+    if found.config.mask != 'causal':
+        raise UserError(f'{found.source}: mask={found.config.mask}: an ONNX file needs mask=causal; '
+                        'choose another format, or train a model with that setting')
     model = pretrained.build(found)
     size = sum(4 * p.numel() for p in model.parameters())
     if size > LIMIT:

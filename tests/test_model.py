@@ -1,17 +1,17 @@
 """model.py against independent references: plain Python loops, transformers, torch's flop counter, hand counts."""
 
-import cmath
 import math
 import warnings
 
 import pytest
 import torch
+from reference_gpt import reference_logits, wave
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from gradus import accounting
 from gradus.sampling import Sampler
-from model import GPT, GPTConfig, KVCache, sinusoidal
+from model import GPT, GPTConfig, KVCache, attention_weights, sinusoidal
 
 TINY = dict(block_size=16, vocab_size=11, n_layer=2, n_head=4, n_embd=16)
 KINDS = {
@@ -22,8 +22,16 @@ KINDS = {
     'rotary': dict(pos='rotary', mlp='swiglu', n_kv_head=1),
     'modern': dict(pos='rotary', norm='rmsnorm', mlp='swiglu', qk_norm=True, n_kv_head=2, bias=False,
                    tie_weights=False, rope_theta=50.0, n_inner=24),
+    # What if?
+    'squared': dict(score='squared', n_kv_head=2),
+    'reversed': dict(score='reversed', pos='none', mlp='sigmoid'),
+    'unscaled': dict(score='unscaled', residual=False),
+    'no norm': dict(norm='none'),
+    'other half': dict(mask='other_half'),
+    'no mask': dict(mask='none', pos='rotary'),
 }
 every_kind = pytest.mark.parametrize('kind', KINDS)
+causal_kinds = pytest.mark.parametrize('kind', [kind for kind in KINDS if 'mask' not in KINDS[kind]])
 
 
 @pytest.fixture(autouse=True, scope='module')
@@ -54,90 +62,18 @@ def all_logits(model, idx):
     return model(idx, idx)[0]
 
 
-# The same network written a second time, one vector and one head at a time.
+@pytest.mark.parametrize('groups', [1, 2, 4])
+def test_attention_weights_are_those_of_torch(groups):
+    q, k, v = (torch.randn(2, heads, 9, 8, generator=torch.Generator().manual_seed(heads)) for heads in (4, groups, 1))
+    weights = attention_weights(q, k)
+    values = v.expand(-1, groups, -1, -1)
+    expected = torch.nn.functional.scaled_dot_product_attention(q, k, values, is_causal=True, enable_gqa=True)
+    torch.testing.assert_close(weights @ v, expected)
+    torch.testing.assert_close(weights.sum(dim=-1), torch.ones(2, 4, 9))
+    assert not weights.triu(1).any()
 
-def normed(x, w, name, kind):
-    mean = sum(x) / len(x) if kind == 'layernorm' else 0
-    eps = 1e-5 if kind == 'layernorm' else 1e-6
-    size = torch.sqrt(sum((a - mean) ** 2 for a in x) / len(x) + eps)
-    return (x - mean) / size * w[name + '.weight'] + w.get(name + '.bias', 0)
-
-
-def linear(x, w, name):
-    return torch.stack([(row * x).sum() for row in w[name + '.weight']]) + w.get(name + '.bias', 0)
-
-
-def rotated(x, pos, theta):
-    """Each pair (x[i], x[i + D/2]) as a complex number, rotated by the angle pos * theta^(-2i/D)."""
-    half = len(x) // 2
-    angles = [pos * theta ** (-2 * i / len(x)) for i in range(half)]
-    z = [complex(a, b) * cmath.exp(1j * angle) for a, b, angle in zip(x[:half], x[half:], angles)]
-    return torch.tensor([a.real for a in z] + [a.imag for a in z]).double()
-
-
-ACT = {
-    'gelu': lambda a: a * (1 + torch.erf(a / 2 ** 0.5)) / 2,
-    'gelu_tanh': lambda a: a * (1 + torch.tanh((2 / math.pi) ** 0.5 * (a + 0.044715 * a ** 3))) / 2,
-    'relu': lambda a: torch.where(a > 0, a, 0.0),
-    'swiglu': lambda a: a / (1 + torch.exp(-a)),
-}
-
-
-def embedded(w, c, token, pos):
-    x = w['transformer.wte.weight'][token]
-    if c.pos == 'learned':
-        x = x + w['transformer.wpe.weight'][pos]
-    if c.pos == 'sinusoidal':
-        x = x * c.n_embd ** 0.5 + torch.tensor([wave(pos, j, c.n_embd) for j in range(c.n_embd)])
-    return x
-
-
-def attended(w, c, h, xs):
-    """What attention adds to each x of the list xs; h is the prefix of the block's names."""
-    D = c.n_embd // c.n_head
-    groups = c.n_kv_head or c.n_head
-    qkv = [linear(normed(x, w, h + 'ln_1', c.norm), w, h + 'attn.c_attn') for x in xs]
-    answers = [[] for _ in xs]
-    for head in range(c.n_head):
-        group = head // (c.n_head // groups)
-        qs, ks, vs = ([a.split(D)[i] for a in qkv] for i in (head, c.n_head + group, c.n_head + groups + group))
-        if c.qk_norm:
-            qs = [normed(q, w, h + 'attn.q_norm', 'rmsnorm') for q in qs]
-            ks = [normed(k, w, h + 'attn.k_norm', 'rmsnorm') for k in ks]
-        if c.pos == 'rotary':
-            qs = [rotated(q, t, c.rope_theta) for t, q in enumerate(qs)]
-            ks = [rotated(k, t, c.rope_theta) for t, k in enumerate(ks)]
-        for t, q in enumerate(qs):
-            scores = [math.exp((q * k).sum() / D ** 0.5) for k in ks[:t + 1]]
-            answers[t].append(sum(s * v for s, v in zip(scores, vs)) / sum(scores))
-    return [linear(torch.cat(a), w, h + 'attn.c_proj') for a in answers]
-
-
-def fed_forward(w, c, h, x):
-    """What the feed-forward layer adds to x."""
-    y = normed(x, w, h + 'ln_2', c.norm)
-    up = linear(y, w, h + 'mlp.c_fc')
-    if c.mlp == 'swiglu':
-        inner = ACT['swiglu'](linear(y, w, h + 'mlp.c_gate')) * up
-    else:
-        inner = ACT[c.mlp](up)
-    return linear(inner, w, h + 'mlp.c_proj')
-
-
-def reference_logits(model, ids):
-    """Logits (T, V) of one list of ids."""
-    w, c = model.state_dict(), model.config
-    xs = [embedded(w, c, token, pos) for pos, token in enumerate(ids)]
-    for layer in range(c.n_layer):
-        h = f'transformer.h.{layer}.'
-        xs = [x + change for x, change in zip(xs, attended(w, c, h, xs))]
-        xs = [x + fed_forward(w, c, h, x) for x in xs]
-    return torch.stack([linear(normed(x, w, 'transformer.ln_f', c.norm), w, 'lm_head') for x in xs])
-
-
-def wave(pos, j, width):
-    angle = pos / 10000 ** ((j - j % 2) / width)
-    return math.cos(angle) if j % 2 else math.sin(angle)
+    last = attention_weights(q[:, :, -2:], k)         # the queries of the last two tokens only
+    torch.testing.assert_close(last, weights[:, :, -2:])
 
 
 @every_kind
@@ -214,7 +150,7 @@ def test_autocast_normalizes_queries_in_full_precision():
     assert seen == [torch.float32]
 
 
-@every_kind
+@causal_kinds
 def test_no_token_sees_what_comes_after_it(kind):
     model, idx = random_model(kind), some_ids(1, 10)
     before = all_logits(model, idx)
@@ -287,7 +223,6 @@ def test_gpt2_has_124_million_weights():
     with torch.device('meta'):
         model = GPT(GPTConfig(vocab_size=50257))
     assert model.num_params() == 124_439_808
-    assert model.num_params(non_embedding=True) == 124_439_808 - 1024 * 768
     assert sum(accounting.param_table(model).values()) == model.num_params() + 50257 * 768
 
 
@@ -298,7 +233,7 @@ def test_param_table_of_a_modern_model():
         Q=2 * 16 * 16, K=2 * 16 * 8, V=2 * 16 * 8, output=2 * 16 * 16,
         up=2 * 16 * 24, gate=2 * 16 * 24, down=2 * 24 * 16,
         norm=2 * (2 * 16 + 2 * 4) + 16, bias=2 * (32 + 16 + 24 + 24 + 16))
-    assert sum(accounting.param_table(model).values()) == model.num_params() == model.num_params(non_embedding=True)
+    assert sum(accounting.param_table(model).values()) == model.num_params()
     assert GPT(GPTConfig(**{**TINY, 'mlp': 'swiglu', 'n_embd': 60})).config.hidden == 192    # 160, rounded up to 64s
 
 
@@ -338,6 +273,7 @@ def test_crop_block_size(pos):
     (dict(n_kv_head=3), 'n_kv_head=3'), (dict(n_kv_head=8), 'n_kv_head=8'), (dict(n_kv_head=-2), 'n_kv_head=-2'),
     (dict(n_inner=-1), 'n_inner=-1'), (dict(pos='rotary', n_embd=12), 'n_embd / n_head = 3'),
     (dict(pos='alibi'), "pos='alibi'"), (dict(norm='batch'), "norm='batch'"), (dict(mlp='elu'), "mlp='elu'"),
+    (dict(score='cosine'), "score='cosine'"), (dict(mask='half'), "mask='half'"),
 ])
 def test_an_invalid_shape_is_refused_in_one_line(wrong, named):
     with pytest.raises(ValueError) as e:
@@ -376,7 +312,14 @@ def test_greedy_decoding_is_the_same_with_and_without_a_cache(kind):
     assert torch.equal(model.generate(prompt, 12), expected)
 
 
-@every_kind
+def test_no_cache_without_a_causal_mask():
+    """There, the keys of a token change with the tokens after it."""
+    model = random_model('no mask')
+    with pytest.raises(ValueError, match='mask=none: expected causal'):
+        model(some_ids(1, 3), cache=KVCache(model.config))
+
+
+@causal_kinds
 def test_a_prompt_can_be_read_in_chunks(kind):
     model, idx = random_model(kind), some_ids(3, 16)
     cache = KVCache(model.config)
