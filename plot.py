@@ -5,6 +5,7 @@ Draw what a network has learned, and how: `python plot.py NAME ...` runs plots/N
     python plot.py report out-a out-b                a page about a run, or about two, to open in a browser
     python plot.py attention --start="The pizza came out of the oven and it tasted good."   who looks at whom
     python plot.py embeddings --nearest=king         which tokens are near which
+    python plot.py positions                         how it knows where a token is
     python plot.py temperature --start="To be"       the next token, at several temperatures
     python plot.py parameters config/x.py            where the weights are
     python plot.py digits --out_dir=out-mnist        what a digit network sees, and what it misread
