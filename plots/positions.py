@@ -52,11 +52,11 @@ def main(cfg):
     figure = figures.new_figure(9, 4)
     left, right = figure.subplots(1, 2)
     limit = float(table.abs().quantile(0.99)) if table.numel() < 2 ** 24 else float(table.abs().max())
-    shown = left.imshow(table, cmap='Greys', vmin=-limit, vmax=limit, aspect='auto')
+    shown = left.imshow(table.numpy(), cmap='Greys', vmin=-limit, vmax=limit, aspect='auto')
     figure.colorbar(shown, ax=left, label='value')
     figure.suptitle(f'positions: {one_line(about, limit=80)}')
     left.set(title='the vector of each position', xlabel='component i of the vector', ylabel='position in the text')
-    shown = right.imshow(cosines, cmap='Greys', vmin=-1, vmax=1)
+    shown = right.imshow(cosines.numpy(), cmap='Greys', vmin=-1, vmax=1)
     figure.colorbar(shown, ax=right, label='cosine of the angle')
     right.set(title='how similar two positions are', xlabel='position', ylabel='position')
     for axes in (left, right):
