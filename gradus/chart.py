@@ -46,7 +46,7 @@ def draw(series, width=60, height=13):
         value = f'{top - (top - bottom) * n / (height - 1):.4g}' if n % 4 == 0 else ''
         lines.append(f'{value:>9} |{"".join(row)}'.rstrip())
     ends = f'{left:,.10g}', f'{right:,.10g}'
-    lines.append(f'{"+":>11}' + '-' * width)
+    lines.append(f'{"+":>11}' + ('-' * (width // 4 - 1) + '+') * 4)
     lines.append(' ' * 11 + ends[0] + f'{"iterations":^{width - len("".join(ends))}}' + ends[1])
 
     legend = [f'{mark} {name}' for mark, (name, points) in zip(MARKS, series.items()) if points]
@@ -69,8 +69,7 @@ def _range(values):
     tenths of the values, and all that is not far above the median.
     """
     values = sorted(values)
-    low = values[0]
-    middle = values[len(values) // 2]
-    nine_tenths = values[9 * (len(values) - 1) // 10]
-    high = min(values[-1], max(nine_tenths, middle + 3 * (middle - low)))
-    return low, high if low < high else low + 1
+    low, middle = values[0], values[len(values) // 2]
+    limit = max(values[9 * (len(values) - 1) // 10], middle + 3 * (middle - low))
+    high = max(value for value in values if value <= limit)
+    return low, high if low < high else low + (abs(low) or 1)
