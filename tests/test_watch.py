@@ -7,6 +7,7 @@ import pickle
 import shutil
 import struct
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -312,9 +313,9 @@ def test_without_tensorboard(place, monkeypatch):
     assert not os.path.exists('out')
 
 
-@pytest.mark.filterwarnings('ignore::pytest.PytestUnhandledThreadExceptionWarning')
-def test_events_that_cannot_be_written_do_not_stop_a_run(tmp_path, capsys):
+def test_events_that_cannot_be_written_do_not_stop_a_run(tmp_path, capsys, monkeypatch):
     pytest.importorskip('tensorboard')
+    monkeypatch.setattr(threading, 'excepthook', lambda args: None)             # TensorBoard's thread dies of it
     board = mirrors.TensorBoard(tmp_path)
     board.log(dict(iter=0, loss=1.0), 0)
     shutil.rmtree(tmp_path / 'tensorboard')
