@@ -24,13 +24,14 @@ import gradus  # noqa: F401  first: Ctrl-C during the slow imports below is one 
 import torch
 from tqdm import tqdm
 
-from gradus import checkpoint, configurator, data, evaluation, metadata, optim, parallel, preparation, pretrained
-from gradus.accounting import flops_per_token
-from gradus.errors import UserError, on_screen, warn
+from gradus import chart, checkpoint, configurator, data, evaluation, metadata, mirrors, optim, parallel, pretrained
+from gradus.accounting import copy_matrices, flops_per_token, update_ratios
+from gradus.errors import UserError, warn
 from gradus.interrupt import Interrupt
-from gradus.log import Log, losses_line, sizes_line, start_wandb, step_line
+from gradus.log import Log, done_line, losses_line, sizes_line, step_line
+from gradus.preparation import prepare
 from gradus.run_folder import RunFolder
-from gradus.sampling import Sampler
+from gradus.sampling import show_sample
 from gradus.shards import file_names
 from model import GPT
 
@@ -47,7 +48,9 @@ class TrainConfig:
     always_save_checkpoint: bool = True  # save ckpt.pt at every evaluation; False: only if val improves and at the end
     checkpoint_interval: int = 0      # also save ckpt.pt every N iterations; 0 = off
     skip_nonfinite: int = 0           # skip up to N consecutive non-finite steps (NaN, infinity), then stop
-    sample_tokens: int = 300          # length of the sample shown at the end; 0 = none
+    sample_tokens: int = 300          # length of the sample shown at the end; 0 = no samples
+    sample_interval: int = 0          # also show and log a sample every N iterations; 0 = off
+    tensorboard_log: bool = False     # also log to out_dir/tensorboard (pip install tensorboard)
     wandb_log: bool = False           # also log to Weights & Biases (pip install wandb)
     wandb_project: str = 'owt'
     wandb_run_name: str = 'gpt2'
@@ -121,8 +124,8 @@ class Progress:
 def check(cfg):
     """Raise UserError for settings that make no sense; warn about common mistakes."""
     at_least_1 = ('eval_interval', 'log_interval', 'gradient_accumulation_steps', 'batch_size')
-    at_least_0 = ('eval_iters', 'checkpoint_interval', 'skip_nonfinite', 'sample_tokens', 'max_iters', 'grad_clip',
-                  'warmup_iters', 'lr_decay_iters')
+    at_least_0 = ('eval_iters', 'checkpoint_interval', 'skip_nonfinite', 'sample_tokens', 'sample_interval',
+                  'max_iters', 'grad_clip', 'warmup_iters', 'lr_decay_iters')
     configurator.check_range(cfg, **dict.fromkeys(at_least_1, (1, None)), **dict.fromkeys(at_least_0, (0, None)))
     configurator.check_range(cfg, cooldown=(0, 1), beta1=(0, 0.999999), beta2=(0, 0.999999), seed=(0, 2 ** 63),
                              learning_rate=(0, 1e6), min_lr=(0, 1e6), weight_decay=(0, 1e6), rope_theta=(1e-3, 1e12))
@@ -160,7 +163,7 @@ def setup(cfg, worker, resume):
     with worker.together():
         worker.shard(cfg.batch_size * cfg.gradient_accumulation_steps)
         if worker.is_main:
-            preparation.prepare(folder, file_names(folder, 'train')[0])
+            prepare(folder, file_names(folder, 'train')[0])
 
     with worker.together():
         # data, model
@@ -270,7 +273,7 @@ def train(cfg, worker, interrupt, folder):
     worker.print(sizes_line(model, worker, dataset, tokens_per_iter))
 
     if cfg.eval_only:
-        losses = estimate_loss(compiled, dataset, cfg, worker)
+        losses = evaluation.estimate_loss(compiled, dataset, cfg, worker)
         worker.print(losses_line(progress.iter_num, losses))
         return 0
     if resume and progress.iter_num >= cfg.max_iters:
@@ -278,9 +281,9 @@ def train(cfg, worker, interrupt, folder):
         return 0
 
     # Nothing has been written to the run's folder until here.
-    wandb = start_wandb(cfg) if cfg.wandb_log and worker.is_main else None
+    copies = mirrors.start(cfg, progress.iter_num + progress.evaluated) if worker.is_main else []
     folder.start(resume)
-    log = Log(cfg.out_dir if worker.is_main else None, progress.iter_num, progress.evaluated, wandb)
+    log = Log(cfg.out_dir if worker.is_main else None, progress.iter_num, progress.evaluated, copies)
     bar = tqdm(total=cfg.max_iters, initial=progress.iter_num, unit='it', dynamic_ncols=True,
                disable=None if worker.is_main else True)
     start_time = time.perf_counter() - progress.elapsed_s
@@ -294,11 +297,12 @@ def train(cfg, worker, interrupt, folder):
         finished = it >= cfg.max_iters
         stop_signal = worker.max(interrupt.signal)    # its number; 0 = none
         eval_due = it % cfg.eval_interval == 0
+        sample_due = cfg.sample_interval > 0 and it % cfg.sample_interval == 0
         save_due = it > 0 and cfg.checkpoint_interval > 0 and it % cfg.checkpoint_interval == 0
 
         # Evaluate, at regular intervals and at the end. If the val loss is the lowest so far, write best.pt.
         if (eval_due or finished) and not progress.evaluated and not stop_signal:
-            losses = estimate_loss(compiled, dataset, cfg, worker)
+            losses = evaluation.estimate_loss(compiled, dataset, cfg, worker)
             worker.print(losses_line(it, losses))
             val_loss = losses['val_loss']
             if not math.isfinite(val_loss):
@@ -323,11 +327,17 @@ def train(cfg, worker, interrupt, folder):
             worker.print(f'saved {ckpt_path}')
             saved_at = it
 
+        # Show what the model writes by now. A run that is resumed here does it again, because its log drops this.
+        if sample_due and worker.is_main and not stop_signal:
+            if text := show_sample(model, dataset, cfg, worker):
+                log.write(iter=it, sample=text, tokens=it * tokens_per_iter, elapsed_s=round(progress.elapsed_s, 3))
+
         # Stop at the end, or if a signal asks for it.
         if finished or stop_signal:
             break
 
         # Take one step.
+        before = copy_matrices(model) if eval_due and worker.is_main else None
         began = time.perf_counter()
         optim.set_step(optimizer, it, lr)
         loss, grad_norm, taken = train_step(ddp, optimizer, scaler, dataset.train, it, cfg, worker)
@@ -347,16 +357,19 @@ def train(cfg, worker, interrupt, folder):
                 raise diverged(what, it, lr, ckpt_path, saved_at)
             worker.print(f'iter {it}: {what}: skipped')
             log.write(iter=it, skipped=what, tokens=tokens, lr=lr, elapsed_s=round(progress.elapsed_s, 3))
+        ratios = dict(update_ratio=update_ratios(before, copy_matrices(model))) if before and taken else {}
         if log_due:
             dt = timed_seconds / timed_steps
             speed = dict(tokens_per_s=round(tokens_per_iter / dt))
             if worker.peak_flops:
                 speed['mfu'] = round(tokens_per_iter / dt * flops_per_token(model) / worker.peak_flops, 4)
-            log.write(iter=it, loss=loss, grad_norm=float(grad_norm), tokens=tokens, **speed, lr=lr,
+            log.write(iter=it, loss=loss, grad_norm=float(grad_norm), tokens=tokens, **speed, lr=lr, **ratios,
                       elapsed_s=round(progress.elapsed_s, 3))
             worker.print(step_line(it, loss, dt, speed))
             bar.set_postfix(loss=f'{loss:.3f}', refresh=False)
             timed_steps, timed_seconds = 0, 0.0
+        elif ratios:
+            log.write(iter=it, **ratios, tokens=tokens, lr=lr, elapsed_s=round(progress.elapsed_s, 3))
 
         progress.iter_num += 1
         progress.evaluated = False
@@ -369,19 +382,8 @@ def train(cfg, worker, interrupt, folder):
                      'continue with --init_from=resume')
     elif worker.is_main:
         interrupt.rest()
-        print_summary(model, dataset, cfg, worker, progress)
+        print_summary(model, dataset, cfg, worker, progress, show=not sample_due)
     return stop_signal
-
-
-def estimate_loss(model, dataset, cfg, worker):
-    """Losses over fixed windows of both splits, as log.jsonl keeps them."""
-    n = cfg.eval_iters * cfg.batch_size
-    train_loss, _ = evaluation.evaluate(model, dataset.train, cfg.batch_size, n, worker)
-    val_loss, bits = evaluation.evaluate(model, dataset.val, cfg.batch_size, n, worker, dataset.byte_lengths)
-    losses = dict(train_loss=train_loss, val_loss=val_loss)
-    if bits:
-        losses['val_bits_per_byte'] = bits
-    return losses
 
 
 def snapshot(cfg, model, dataset, progress):
@@ -398,16 +400,13 @@ def diverged(what, it, lr, ckpt_path, saved_at):
                      'or skip such steps with --skip_nonfinite=N')
 
 
-def print_summary(model, dataset, cfg, worker, progress):
-    """Print where the results are, a sample, and the command that generates more."""
-    best = 'best.pt (best weights) and ' if checkpoint.exists(os.path.join(cfg.out_dir, 'best.pt')) else 'and '
-    print(f'done: best val loss {progress.best_val_loss:.4f}; {cfg.out_dir} holds ckpt.pt (to resume), {best}log.jsonl')
-    if dataset.tokenizer is not None and cfg.sample_tokens:
-        sampler = Sampler(temperature=0.8, top_k=200, seeds=[cfg.seed])
-        start = torch.tensor([dataset.sample_start()], device=worker.device)    # (1, T)
-        with worker.autocast():
-            ids = model.eval().generate(start, cfg.sample_tokens, sampler, dataset.tokenizer.n_vocab)
-        print(f'a sample:\n---------------\n{on_screen(dataset.sample_text(ids[0].tolist()))}\n---------------')
+def print_summary(model, dataset, cfg, worker, progress, show):
+    """Print the losses, where the results are, a sample if `show`, and the command that generates more."""
+    if drawn := chart.of_run(cfg.out_dir):
+        print(drawn)
+    print(done_line(cfg.out_dir, progress.best_val_loss))
+    if show:
+        show_sample(model, dataset, cfg, worker)
     print(f'more samples: python sample.py --out_dir={shlex.quote(cfg.out_dir)}')
 
 

@@ -1,4 +1,6 @@
-"""What a GPT costs: its weights by their role, and the arithmetic of a training step."""
+"""What a GPT costs: its weights by their role, and the arithmetic of a step; and how far a step moves them."""
+
+from torch.nn.utils import get_total_norm
 
 
 def param_table(model):
@@ -21,3 +23,25 @@ def flops_per_token(model):
     c = model.config
     weights = sum(n for kind, n in param_table(model).items() if kind not in ('embedding', 'position'))
     return 6 * weights + 12 * c.n_layer * c.n_head * c.head_width * c.block_size
+
+
+def copy_matrices(model):
+    """{kind: copies on the CPU} of embeddings and matrices. A tied matrix is an embedding. No biases, no norms."""
+    kinds = {'wte': 'embedding', 'wpe': 'position', '.attn.': 'attention', '.mlp.': 'mlp', 'lm_head': 'unembedding'}
+    copies = {}
+    for name, p in model.named_parameters():
+        if p.dim() == 2:
+            kind = next(kind for part, kind in kinds.items() if part in name)
+            copies.setdefault(kind, []).append(p.detach().to('cpu', copy=True))
+    return copies
+
+
+def update_ratios(before, after):
+    """
+    {kind: norm of the change of all its weights, divided by their norm before it}, from two `copy_matrices` of a model.
+    """
+    ratios = {}
+    for kind, matrices in before.items():
+        change = get_total_norm([new - old for old, new in zip(matrices, after[kind])])
+        ratios[kind] = (change / get_total_norm(matrices)).item()
+    return ratios

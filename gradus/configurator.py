@@ -249,7 +249,7 @@ def _listed(names):
 
 def _warn_near_miss(path, name, fields):
     """Warn of a name that is almost a setting. Returns whether it is."""
-    suggestion = _did_you_mean(name, fields, cutoff=0.85)
+    suggestion = _did_you_mean(name, fields, cutoff=0.86)
     if suggestion:
         warn(f'{path}: {name} is not a setting of this script{suggestion}')
     return bool(suggestion)

@@ -6,6 +6,17 @@ import numpy as np
 import torch
 
 
+def estimate_loss(model, dataset, cfg, worker):
+    """The losses over fixed windows of both splits, as train.py logs them; cfg: its settings."""
+    n = cfg.eval_iters * cfg.batch_size
+    train_loss, _ = evaluate(model, dataset.train, cfg.batch_size, n, worker)
+    val_loss, bits = evaluate(model, dataset.val, cfg.batch_size, n, worker, dataset.byte_lengths)
+    losses = dict(train_loss=train_loss, val_loss=val_loss)
+    if bits:
+        losses['val_bits_per_byte'] = bits
+    return losses
+
+
 @torch.no_grad()
 def evaluate(model, tokens, batch_size, n, worker, byte_lengths=None):
     """

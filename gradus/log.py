@@ -1,25 +1,24 @@
-"""What a run records: log.jsonl, Weights & Biases, and the lines on the terminal."""
+"""What a run records: log.jsonl, and the lines on the terminal."""
 
 import errno
 import json
 import math
 import os
-from dataclasses import asdict
 
 from gradus.errors import UserError
 from gradus.files import DISK_FULL, atomic_write, make_folder, require_file
 
 
 class Log:
-    """log.jsonl: one JSON object a line, on the disk as soon as it is written; wandb gets a copy, if given."""
+    """log.jsonl: one JSON object a line, on the disk as soon as it is written; each of the mirrors gets a copy."""
 
-    def __init__(self, out_dir, iter_num=0, evaluated=False, wandb=None):
+    def __init__(self, out_dir, iter_num=0, evaluated=False, mirrors=()):
         """
         Continue out_dir's log at `iter_num`: what the run will write again is dropped, which is everything from that
         iteration on, and half lines. If the evaluation due at `iter_num` is done (`evaluated`), its line stays.
         out_dir None: write nothing, for processes other than the main one.
         """
-        self.wandb = wandb
+        self.mirrors = mirrors
         self.file = None
         if out_dir is None:
             return
@@ -59,8 +58,8 @@ class Log:
             advice = 'make room, then ' if e.errno in DISK_FULL else ''
             raise UserError(f'{self.path}: could not be written ({e.strerror}); {advice}continue with '
                             '--init_from=resume') from e
-        if self.wandb:
-            self.wandb.log(record, step=record['iter'])
+        for mirror in self.mirrors:
+            mirror.log(record, step=record['iter'])
 
     def _restore(self):
         """Somebody deleted the folder: write everything once more. The open file still holds it."""
@@ -74,6 +73,8 @@ class Log:
     def close(self):
         if self.file is not None:
             self.file.close()
+        for mirror in self.mirrors:
+            mirror.close()
 
 
 def read(folder):
@@ -108,16 +109,6 @@ def numbers(records, x, y):
     return [(r[x], r[y]) for r in records if is_number(r.get(x)) and is_number(r.get(y))]
 
 
-def start_wandb(cfg):
-    """A run of Weights & Biases with these settings. Raises UserError if the package is missing."""
-    try:
-        import wandb
-    except ImportError as e:
-        raise UserError('wandb_log=True needs wandb; pip install wandb, or use --wandb_log=False') from e
-    wandb.init(project=cfg.wandb_project, name=cfg.wandb_run_name, config=asdict(cfg))
-    return wandb
-
-
 def sizes_line(model, worker, dataset, tokens_per_iter):
     """What is about to be trained, where, and on how much."""
     dtype = str(worker.dtype).removeprefix('torch.')
@@ -142,3 +133,9 @@ def step_line(iter_num, loss, seconds, speed):
     if 'mfu' in speed:
         line += f", mfu {speed['mfu']:.1%}"
     return line
+
+
+def done_line(out_dir, best_val_loss):
+    """The end of a run, and where its results are."""
+    best = 'best.pt (best weights) and ' if os.path.exists(os.path.join(out_dir, 'best.pt')) else 'and '
+    return f'done: best val loss {best_val_loss:.4f}; {out_dir} holds ckpt.pt (to resume), {best}log.jsonl'

@@ -9,8 +9,9 @@ from gradus import checkpoint
 from gradus.errors import UserError
 from gradus.lock import Lock
 
-OURS = re.compile(r'(ckpt|best)\.pt(\.prev|\.damaged)?|log\.jsonl|misread\.png|model\.safetensors')
-UNFINISHED = re.compile(rf'({OURS.pattern})(\.\d+)?\.tmp')                      # half a file that a kill left behind
+FILES = r'(ckpt|best)\.pt(\.prev|\.damaged)?|log\.jsonl|misread\.png|model\.safetensors'
+OURS = re.compile(rf'{FILES}|tensorboard')
+UNFINISHED = re.compile(rf'({FILES})(\.\d+)?\.tmp')                             # half a file that a kill left behind
 
 
 class RunFolder:
@@ -71,15 +72,15 @@ class RunFolder:
 
 
 def _move_aside(folder):
-    """Move the files of a run to <folder>-1, -2, ..., the checkpoint last. A log without checkpoints is renamed."""
+    """Move the files of a run to <folder>-1, -2, ..., the checkpoint last. Logs without checkpoints are renamed."""
     folder = os.path.normpath(folder)
     if os.path.islink(folder):                        # runs stay where the link leads to
         folder = os.path.realpath(folder)
     ours = [name for name in os.listdir(folder) if OURS.fullmatch(name)]
     if not any(checkpoint.exists(os.path.join(folder, name)) for name in ('ckpt.pt', 'best.pt')):
-        if 'log.jsonl' in ours:
-            name = _free_name(os.path.join(folder, 'log'), '.jsonl')
-            os.rename(os.path.join(folder, 'log.jsonl'), name)
+        for stem, end in (('log', '.jsonl'), ('tensorboard', '')):
+            if stem + end in ours:
+                os.rename(os.path.join(folder, stem + end), _free_name(os.path.join(folder, stem), end))
         return
 
     target = _free_name(folder)

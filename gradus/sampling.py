@@ -11,7 +11,7 @@ import math
 
 import torch
 
-from gradus.errors import UserError
+from gradus.errors import UserError, on_screen
 
 NOT_FINITE = 'the model computes NaN or infinity: its weights are too large; use another checkpoint'
 
@@ -104,3 +104,26 @@ class Sampler:
         column = self.drawn % self.AHEAD
         self.drawn += 1
         return self.numbers[:, column, None]
+
+
+def show_sample(model, dataset, cfg, worker):
+    """
+    Print cfg.sample_tokens tokens of a model in training, always of the same start and seed. Returns their text, '' if
+    it cannot be shown. Changes nothing: torch's own random state stays, and the model goes back to training mode.
+    """
+    if dataset.tokenizer is None or not cfg.sample_tokens:
+        return ''
+    was_training = model.training
+    start = torch.tensor([dataset.sample_start()], device=worker.device)        # (1, T)
+    sampler = Sampler(temperature=0.8, top_k=200, seeds=[cfg.seed])
+    try:
+        with worker.autocast():
+            ids = model.eval().generate(start, cfg.sample_tokens, sampler, dataset.tokenizer.n_vocab)
+    except UserError as e:                            # the next evaluation stops the run, if it has to stop
+        worker.print(f'no sample: {e}')
+        return ''
+    finally:
+        model.train(was_training)
+    text = dataset.sample_text(ids[0].tolist())
+    worker.print(f'a sample:\n---------------\n{on_screen(text)}\n---------------')
+    return text

@@ -272,10 +272,11 @@ def test_log_has_what_plots_need(place):
 
     log = read_log('out', times=True)
     is_evaluation = [(r['iter'], 'val_loss' in r) for r in log]
-    assert is_evaluation == [(0, True), (0, False), (2, False), (3, True), (4, False), (6, True)]
+    assert is_evaluation == [(0, True), (0, False), (2, False), (3, True), (3, False), (4, False), (6, True)]
     assert {'iter', 'train_loss', 'val_loss', 'lr', 'tokens', 'elapsed_s'} <= set(log[0])
-    assert {'iter', 'loss', 'lr', 'tokens', 'elapsed_s', 'tokens_per_s', 'grad_norm'} <= set(log[1])
-    assert [r['tokens'] for r in log] == [0, 128, 384, 384, 640, 768]
+    assert {'iter', 'loss', 'lr', 'tokens', 'elapsed_s', 'tokens_per_s', 'grad_norm', 'update_ratio'} <= set(log[1])
+    assert {'iter', 'lr', 'tokens', 'elapsed_s', 'update_ratio'} == set(log[4])
+    assert [r['tokens'] for r in log] == [0, 128, 384, 384, 512, 640, 768]
     assert log[1]['lr'] == pytest.approx(1e-2 / 5)
 
 
@@ -357,11 +358,12 @@ def test_wandb_is_optional_and_gets_the_log(place, monkeypatch):
     fake = types.SimpleNamespace(
         init=lambda **kwargs: calls.append(kwargs['name']),
         log=lambda entry, step: calls.append(step),
+        finish=lambda: calls.append('finish'),
     )
 
     monkeypatch.setitem(sys.modules, 'wandb', fake)
     train.main(settings(max_iters=2, wandb_log=True, wandb_run_name='mine'))
-    assert calls == ['mine', *(r['iter'] for r in read_log('out'))]
+    assert calls == ['mine', *(r['iter'] for r in read_log('out')), 'finish']
 
     monkeypatch.setitem(sys.modules, 'wandb', None)
     with pytest.raises(UserError, match='pip install wandb'):
