@@ -357,19 +357,18 @@ def train(cfg, worker, interrupt, folder):
                 raise diverged(what, it, lr, ckpt_path, saved_at)
             worker.print(f'iter {it}: {what}: skipped')
             log.write(iter=it, skipped=what, tokens=tokens, lr=lr, elapsed_s=round(progress.elapsed_s, 3))
-        ratios = dict(update_ratio=update_ratios(before, copy_matrices(model))) if before and taken else {}
+        if before and taken:
+            log.write(iter=it, update_ratio=update_ratios(before, model), tokens=tokens, lr=lr)
         if log_due:
             dt = timed_seconds / timed_steps
             speed = dict(tokens_per_s=round(tokens_per_iter / dt))
             if worker.peak_flops:
                 speed['mfu'] = round(tokens_per_iter / dt * flops_per_token(model) / worker.peak_flops, 4)
-            log.write(iter=it, loss=loss, grad_norm=float(grad_norm), tokens=tokens, **speed, lr=lr, **ratios,
+            log.write(iter=it, loss=loss, grad_norm=float(grad_norm), tokens=tokens, **speed, lr=lr,
                       elapsed_s=round(progress.elapsed_s, 3))
             worker.print(step_line(it, loss, dt, speed))
             bar.set_postfix(loss=f'{loss:.3f}', refresh=False)
             timed_steps, timed_seconds = 0, 0.0
-        elif ratios:
-            log.write(iter=it, **ratios, tokens=tokens, lr=lr, elapsed_s=round(progress.elapsed_s, 3))
 
         progress.iter_num += 1
         progress.evaluated = False
@@ -402,8 +401,7 @@ def diverged(what, it, lr, ckpt_path, saved_at):
 
 def print_summary(model, dataset, cfg, worker, progress, show):
     """Print the losses, where the results are, a sample if `show`, and the command that generates more."""
-    if drawn := chart.of_run(cfg.out_dir):
-        print(drawn)
+    chart.show(cfg.out_dir)
     print(done_line(cfg.out_dir, progress.best_val_loss))
     if show:
         show_sample(model, dataset, cfg, worker)

@@ -1,5 +1,6 @@
 """What a GPT costs: its weights by their role, and the arithmetic of a step; and how far a step moves them."""
 
+import torch
 from torch.nn.utils import get_total_norm
 
 
@@ -25,23 +26,26 @@ def flops_per_token(model):
     return 6 * weights + 12 * c.n_layer * c.n_head * c.head_width * c.block_size
 
 
-def copy_matrices(model):
-    """{kind: copies on the CPU} of embeddings and matrices. A tied matrix is an embedding. No biases, no norms."""
+def matrices(model):
+    """{kind: embeddings and matrices}. A tied matrix is an embedding. No biases, no norms."""
     kinds = {'wte': 'embedding', 'wpe': 'position', '.attn.': 'attention', '.mlp.': 'mlp', 'lm_head': 'unembedding'}
-    copies = {}
+    found = {}
     for name, p in model.named_parameters():
         if p.dim() == 2:
             kind = next(kind for part, kind in kinds.items() if part in name)
-            copies.setdefault(kind, []).append(p.detach().to('cpu', copy=True))
-    return copies
+            found.setdefault(kind, []).append(p.detach())
+    return found
 
 
-def update_ratios(before, after):
-    """
-    {kind: norm of the change of all its weights, divided by their norm before it}, from two `copy_matrices` of a model.
-    """
+def copy_matrices(model):
+    """`matrices`, copied to the CPU."""
+    return {kind: [p.to('cpu', copy=True) for p in of_kind] for kind, of_kind in matrices(model).items()}
+
+
+def update_ratios(before, model):
+    """{kind: norm of the change of all its weights since `before`, a `copy_matrices`, divided by their norm then}"""
     ratios = {}
-    for kind, matrices in before.items():
-        change = get_total_norm([new - old for old, new in zip(matrices, after[kind])])
-        ratios[kind] = (change / get_total_norm(matrices)).item()
+    for kind, now in matrices(model).items():
+        changes = [(new.cpu() - old).norm() for old, new in zip(before[kind], now)]
+        ratios[kind] = (torch.stack(changes).norm() / get_total_norm(before[kind])).item()
     return ratios

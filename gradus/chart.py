@@ -8,14 +8,16 @@ MARKS = 'o.x+*'                                       # of the first series, the
 CLIPPED = '^'                                         # a value above the chart's top
 
 
-def of_run(folder):
-    """The chart of the run in `folder`, from its log.jsonl; empty if there is nothing to draw. Never fails."""
+def show(folder):
+    """Print the chart of the run in `folder`, from its log.jsonl, if there is something to draw. Never fails."""
     try:
         records = log.read(folder)
         names = {'val loss': 'val_loss', 'train loss': 'loss'}
-        return draw({name: log.numbers(records, 'iter', key) for name, key in names.items()})
+        chart = draw({name: log.numbers(records, 'iter', key) for name, key in names.items()})
     except Exception as e:                            # the run is over and saved: whatever this is, it did not fail
-        return f'no chart of the losses: {type(e).__name__}'
+        chart = f'no chart of the losses: {type(e).__name__}'
+    if chart:
+        print(chart)
 
 
 def draw(series, width=60, height=13):
