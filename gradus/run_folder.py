@@ -9,7 +9,8 @@ from gradus import checkpoint
 from gradus.errors import UserError
 from gradus.lock import Lock
 
-OURS = re.compile(r'(ckpt|best)\.pt(\.prev|\.damaged)?|log\.jsonl|misread\.png|model\.safetensors')
+OURS = re.compile(r'(ckpt|best)\.pt(\.prev|\.damaged)?|log\.jsonl|model\.safetensors|'
+                  r'(weights|misread|activations)\.png')                        # which plot.py digits draws
 UNFINISHED = re.compile(rf'({OURS.pattern})(\.\d+)?\.tmp')                      # half a file that a kill left behind
 
 
