@@ -4,14 +4,23 @@ from math import prod
 
 
 def sizes(config):
-    """The numbers that decide how many weights a GPT has, by the names that 3Blue1Brown gives them."""
+    """
+    The numbers that decide how many weights a GPT has, by the names that 3Blue1Brown gives them. n_norms and n_biases:
+    all weights of norms, and all biases, in one layer.
+    """
     c = config
-    heads = (c.n_head + 2 * c.kv_heads) * c.head_width                          # rows of W_Q, W_K, W_V together
-    matrices = heads + c.n_embd + (1 + (c.mlp == 'swiglu')) * c.hidden + c.n_embd
-    norms = 2 * c.n_embd if c.norm == 'layernorm' else 0
+    n_norms = 2 * c.n_embd
+    if c.qk_norm:
+        n_norms += 2 * c.head_width
+
+    n_biases = (c.n_head + 2 * c.kv_heads) * c.head_width + c.n_embd            # of W_Q, W_K, W_V, W_O
+    n_biases += c.hidden * (2 if c.mlp == 'swiglu' else 1) + c.n_embd           # of W_up, W_gate, W_down
+    if c.norm == 'layernorm':
+        n_biases += 2 * c.n_embd
+
     return dict(d_embed=c.n_embd, n_vocab=c.vocab_size, n_context=c.block_size, n_layers=c.n_layer,
                 n_heads=c.n_head, n_kv_heads=c.kv_heads, d_query=c.head_width, d_value=c.head_width,
-                n_neurons=c.hidden, n_biases=matrices + norms)
+                n_neurons=c.hidden, n_norms=n_norms, n_biases=n_biases)
 
 
 def param_formulas(config):
@@ -22,7 +31,6 @@ def param_formulas(config):
     """
     c = config
     kv = 'n_heads' if c.kv_heads == c.n_head else 'n_kv_heads'
-    norm = '2 * d_embed * n_layers + d_embed' + c.qk_norm * ' + 2 * d_query * n_layers'
     bias = 'n_biases * n_layers' + (c.norm == 'layernorm') * ' + d_embed'
     learned = c.pos == 'learned'
     gated = c.mlp == 'swiglu'
@@ -37,7 +45,7 @@ def param_formulas(config):
         'down': ('d_embed * n_neurons * n_layers', c.n_layer),
         'unembedding': ('n_vocab * d_embed', 1),
         'position': ('d_embed * n_context', 1) if learned else ('0', 0),
-        'norm': (norm, 0),
+        'norm': ('n_norms * n_layers + d_embed', 0),
         'bias': (bias if c.bias else '0', 0),
     }
 
