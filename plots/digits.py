@@ -121,8 +121,8 @@ def draw_activations(path, layers, z, name, truth):
     image_axes, *hidden_axes, output_axes = figure.subplots(1, len(layers), width_ratios=widths)
 
     # The image. Its pixels are the activations of the first layer.
-    image_axes.imshow(layers[0].view(28, 28), cmap='gray_r', vmin=0, vmax=1)
-    image_axes.set_title('$a^1$: ' + one_line(name, limit=24).replace('$', r'\$'))
+    image_axes.imshow(layers[0].view(28, 28).numpy(), cmap='gray_r', vmin=0, vmax=1)
+    image_axes.set_title('$a^1$: ' + one_line(name, limit=18).replace('$', r'\$'))
     image_axes.set_axis_off()
 
     for l, (axes, a) in enumerate(zip(hidden_axes, hidden), start=2):
@@ -149,7 +149,8 @@ def draw_layer(figure, axes, a):
     cells = torch.full((math.ceil(n / columns) * columns,), math.nan)
     cells[:n] = a
     top = max(float(a.max()), 1.0)
-    drawn = axes.imshow(cells.view(-1, columns), cmap='gray_r', vmin=0, vmax=top, aspect='auto' if column else 'equal')
+    drawn = axes.imshow(cells.view(-1, columns).numpy(), cmap='gray_r', vmin=0, vmax=top,
+                        aspect='auto' if column else 'equal')
     axes.grid(False)
     if column:
         for j, value in enumerate(a.tolist()):

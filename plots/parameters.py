@@ -80,11 +80,11 @@ def print_table(rows):
     wide = max(len(row.formula) for row in rows)
     numbers_wide = max(len(row.numbers) for row in rows)
 
-    print(f"{'':<16}{'formula':<{wide}}   {'in numbers':<{numbers_wide}}  matrices          weights    share")
+    print(f"{'':<17}{'formula':<{wide}}   {'in numbers':<{numbers_wide}}  matrices          weights    share")
     for row in rows:
         equals = '=' if row.formula else ' '
         matrices = f'{row.matrices:,}' if row.matrices else ''
-        print(f'{row.name:<16}{row.formula:<{wide}} {equals} {row.numbers:<{numbers_wide}}  {matrices:>8}  '
+        print(f'{row.name:<17}{row.formula:<{wide}} {equals} {row.numbers:<{numbers_wide}}  {matrices:>8}  '
               f'{row.weights:>15,}  {row.weights / total:7.2%}')
         if row is counted[-1]:
             print_sum('sum so far', counted, wide + numbers_wide + 3, total)
@@ -97,7 +97,7 @@ def print_table(rows):
 def print_sum(name, rows, width, total):
     matrices = sum(row.matrices for row in rows)
     weights = sum(row.weights for row in rows)
-    print(f'{name:<16}{"":<{width}}  {matrices:>8,}  {weights:>15,}  {weights / total:7.2%}')
+    print(f'{name:<17}{"":<{width}}  {matrices:>8,}  {weights:>15,}  {weights / total:7.2%}')
 
 
 # ---------------------------------------------------------------------------- the picture
@@ -136,7 +136,7 @@ def find_config(cfg):
         vocab_size = cfg.vocab_size or vocabulary_of(cfg.dataset)
         return pretrained.config_of(cfg, vocab_size), f'{cfg.n_layer} layers of width {cfg.n_embd:,}'
     source = cfg.out_dir if cfg.init_from == 'resume' else cfg.init_from
-    return pretrained.load(source, or_else='scratch, resume').config, source
+    return pretrained.load(source, or_else='scratch, resume').config, os.path.basename(os.path.normpath(source))
 
 
 def vocabulary_of(dataset):
