@@ -135,6 +135,7 @@ def draw_activations(path, layers, z, name, truth):
     output_axes.barh(range(10), output, color=['#1b6ca8' if d == answer else '#9a9a9a' for d in range(10)])
     for digit, (a, z_j) in enumerate(zip(output, z.tolist())):
         output_axes.text(1.04, digit, f'{a:.4f}   $z$ = {z_j:.1f}', va='center', fontsize=8)
+    output_axes.set_axisbelow(True)
     output_axes.set(xlim=(0, 1), ylim=(9.6, -0.6), yticks=range(10), xlabel='activation', ylabel='digit')
     known = '' if truth is None else f', it is {truth}'
     output_axes.set_title(f'$a^{{{len(layers)}}}$: read as {answer}{known}', loc='left')
