@@ -32,7 +32,7 @@ from model import MLP
 @dataclass
 class MnistConfig:
     # files
-    out_dir: str = 'out-mnist'        # folder of the run: ckpt.pt, log.jsonl, misread.png
+    out_dir: str = 'out-mnist'        # folder of the run: ckpt.pt, log.jsonl
     init_from: str = 'scratch'        # scratch, or resume (out_dir's ckpt.pt)
     predict: str = ''                 # do not train; read this image file (pip install pillow), or test:N, a test image
     # data
@@ -182,6 +182,8 @@ def build(args, source, weights):
         model.load_state_dict(weights)
     except (ValueError, TypeError, RuntimeError) as e:
         raise UserError(f'{source}: expected a digit network of mlp_mnist.py: {one_line(e, limit=200)}') from e
+    if (args['sizes'][0], args['sizes'][-1]) != (784, 10):
+        raise UserError(f"{source}: sizes={args['sizes']}; expected 784 pixels first and 10 digits last")
     if not all(tensor.isfinite().all() for tensor in weights.values()):
         raise UserError(f'{source}: a weight is not finite (NaN or infinity); train again with a lower --eta')
     return model
@@ -312,9 +314,9 @@ def train(cfg, sizes, worker, folder):
 
     log.close()
     print(f'saved {path}')
-    misread_path = os.path.join(cfg.out_dir, 'misread.png')
-    digits.draw_misread(misread_path, unseen[0].cpu(), unseen[1].cpu(), activations.cpu())
-    print(f'try it: python mlp_mnist.py --out_dir={shlex.quote(cfg.out_dir)} --predict=test:1234')
+    out_dir = shlex.quote(cfg.out_dir)
+    print(f'what it learned and misread: python plot.py digits --out_dir={out_dir}')
+    print(f'try it: python mlp_mnist.py --out_dir={out_dir} --predict=test:1234')
 
 
 # ---------------------------------------------------------------------------- prediction
@@ -344,7 +346,7 @@ def load_image(source):
     images, labels = digits.read_digits('test')
     n = source.removeprefix('test:')
     if not n.isdecimal() or int(n) >= len(images):
-        raise UserError(f'predict={source}: expected test:0 to test:{len(images) - 1}')
+        raise UserError(f'{source}: expected test:0 to test:{len(images) - 1}')
     return images[int(n)], int(labels[int(n)])
 
 

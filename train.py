@@ -25,7 +25,7 @@ import torch
 from tqdm import tqdm
 
 from gradus import chart, checkpoint, configurator, data, evaluation, metadata, mirrors, optim, parallel, pretrained
-from gradus.accounting import copy_matrices, flops_per_token, update_ratios
+from gradus.accounting import flops_per_token
 from gradus.errors import UserError, warn
 from gradus.interrupt import Interrupt
 from gradus.log import Log, done_line, losses_line, sizes_line, step_line
@@ -33,6 +33,7 @@ from gradus.preparation import prepare
 from gradus.run_folder import RunFolder
 from gradus.sampling import show_sample
 from gradus.shards import file_names
+from gradus.updates import copy_matrices, update_ratios
 from model import GPT
 
 
@@ -273,8 +274,7 @@ def train(cfg, worker, interrupt, folder):
     worker.print(sizes_line(model, worker, dataset, tokens_per_iter))
 
     if cfg.eval_only:
-        losses = evaluation.estimate_loss(compiled, dataset, cfg, worker)
-        worker.print(losses_line(progress.iter_num, losses))
+        worker.print(losses_line(progress.iter_num, evaluation.estimate_loss(compiled, dataset, cfg, worker)))
         return 0
     if resume and progress.iter_num >= cfg.max_iters:
         worker.print(f'{ckpt_path} is at iteration {progress.iter_num} already; raise --max_iters to continue')

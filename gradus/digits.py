@@ -1,5 +1,5 @@
 """
-MNIST for mlp_mnist.py: read the dataset, distort its images, read a picture of a digit, draw what was misread.
+MNIST for mlp_mnist.py: read the dataset, distort its images, read a picture of a digit.
 
 An image is 28 x 28 = 784 numbers from 0, the paper, to 1, the ink.
 """
@@ -8,7 +8,6 @@ import gzip
 import io
 import math
 import os
-import struct
 import zlib
 
 import numpy as np
@@ -17,7 +16,7 @@ from torch.nn import functional as F
 
 from gradus import preparation
 from gradus.errors import UserError, one_line
-from gradus.files import atomic_write, require_file
+from gradus.files import require_file
 
 FILES = {
     'train': ('train-images-idx3-ubyte', 'train-labels-idx1-ubyte'),
@@ -157,7 +156,7 @@ def _read_ink(path):
     try:
         from PIL import Image, ImageOps
     except ImportError as e:
-        raise UserError('--predict of an image file needs Pillow; pip install pillow, or use --predict=test:N') from e
+        raise UserError(f'{path}: an image file needs Pillow; pip install pillow, or use a test image, test:N') from e
     if os.path.exists(path) and not os.path.isdir(path):
         require_file(path)
     try:
@@ -187,59 +186,3 @@ def print_digit(image):
     inked = (image.view(28, 28) > 0.4).int().tolist()
     for upper, lower in zip(inked[::2], inked[1::2]):
         print(''.join(' ▄▀█'[2 * u + l] for u, l in zip(upper, lower)).rstrip())
-
-
-# ---------------------------------------------------------------------------- misread.png
-
-# Each digit as five rows of three, to write below the images.
-GLYPHS = ('111101101101111', '010110010010111', '111001111100111', '111001111001111', '101101111001001',
-          '111100111001111', '111100111101111', '111001001001001', '111101111101111', '111101111001111')
-GREEN = (80, 220, 80)
-RED = (255, 80, 80)
-TILE = 80                                             # pixels: 56 for the image, 20 for the labels below, and a margin
-
-
-def draw_misread(path, images, digits, activations):
-    """
-    Write a PNG of up to 100 misread images, the most confident mistakes first; below each the right digit, in green,
-    and what was read, in red.
-    """
-    confidence, guesses = activations.max(dim=1)
-    wrong = (guesses != digits).nonzero().flatten()
-    shown = wrong[confidence[wrong].argsort(descending=True)][:100].tolist()
-    if not shown:
-        print('nothing was misread')
-        return
-
-    height = -(-len(shown) // 10) * TILE
-    canvas = np.zeros((height, 10 * TILE, 3), dtype=np.uint8)
-    for n, i in enumerate(shown):
-        top = n // 10 * TILE + 2
-        left = n % 10 * TILE + 12
-        ink = (images[i].view(28, 28) * 255).byte().numpy()
-        canvas[top:top + 56, left:left + 56] = _enlarge(ink, 2)[:, :, None]
-        _draw_glyph(canvas, top + 58, left + 12, digits[i], GREEN)
-        _draw_glyph(canvas, top + 58, left + 35, guesses[i], RED)
-    with atomic_write(path) as f:
-        f.write(png(canvas))
-    print(f'{path}: {len(shown)} of the {len(wrong)} misread images; green: what it is, red: what was read')
-
-
-def _draw_glyph(canvas, top, left, digit, color):
-    bits = np.array([int(bit) for bit in GLYPHS[digit]], dtype=np.uint8).reshape(5, 3)
-    canvas[top:top + 15, left:left + 9] = _enlarge(bits, 3)[:, :, None] * np.array(color, dtype=np.uint8)
-
-
-def _enlarge(pixels, factor):
-    return pixels.repeat(factor, axis=0).repeat(factor, axis=1)
-
-
-def png(pixels):
-    """The bytes of a PNG file of pixels (height, width, 3), uint8. PNG specification, sections 5 and 11."""
-    def chunk(kind, content):
-        return struct.pack('>I', len(content)) + kind + content + struct.pack('>I', zlib.crc32(kind + content))
-
-    height, width, _ = pixels.shape
-    header = struct.pack('>IIBBBBB', width, height, 8, 2, 0, 0, 0)
-    rows = b''.join(b'\0' + row.tobytes() for row in pixels)                    # 0: an unfiltered row
-    return (b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + chunk(b'IDAT', zlib.compress(rows)) + chunk(b'IEND', b''))

@@ -132,10 +132,10 @@ def run_script(name, *args, env=(), **kwargs):
 def run_main(script, *args):
     """
     What run_script would return, from a call in this process: the seconds that it takes to start one are saved.
-    `script` is the module: train, sample, export or mlp_mnist.
+    `script` is the module: train, sample, export, mlp_mnist or a picture of plots/.
     """
-    settings_class = next(value for name, value in vars(script).items()
-                          if name.endswith('Config') and getattr(value, '__module__', '') == script.__name__)
+    own = {name: value for name, value in vars(script).items() if getattr(value, '__module__', '') == script.__name__}
+    settings_class = next(value for name, value in own.items() if name.endswith(('Config', 'Settings')))
     out = io.StringIO()
     err = io.StringIO()
     code = 0

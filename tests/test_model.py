@@ -209,7 +209,7 @@ def test_gpt3_counted_by_role():
     with torch.device('meta'):
         model = GPT(GPTConfig(
             n_layer=96, n_embd=12288, n_head=96, vocab_size=50257, block_size=2048, tie_weights=False))
-    table = accounting.param_table(model)
+    table = accounting.param_table(model.config)
 
     square, wide, words = 14_495_514_624, 57_982_058_496, 617_558_016
     expected = dict(
@@ -223,17 +223,17 @@ def test_gpt2_has_124_million_weights():
     with torch.device('meta'):
         model = GPT(GPTConfig(vocab_size=50257))
     assert model.num_params() == 124_439_808
-    assert sum(accounting.param_table(model).values()) == model.num_params() + 50257 * 768
+    assert sum(accounting.param_table(model.config).values()) == model.num_params() + 50257 * 768
 
 
 def test_param_table_of_a_modern_model():
     model = GPT(GPTConfig(**{**TINY, **KINDS['modern'], 'bias': True}))
-    assert accounting.param_table(model) == dict(
+    assert accounting.param_table(model.config) == dict(
         embedding=11 * 16, position=0, unembedding=11 * 16,
         Q=2 * 16 * 16, K=2 * 16 * 8, V=2 * 16 * 8, output=2 * 16 * 16,
         up=2 * 16 * 24, gate=2 * 16 * 24, down=2 * 24 * 16,
         norm=2 * (2 * 16 + 2 * 4) + 16, bias=2 * (32 + 16 + 24 + 24 + 16))
-    assert sum(accounting.param_table(model).values()) == model.num_params()
+    assert sum(accounting.param_table(model.config).values()) == model.num_params()
     assert GPT(GPTConfig(**{**TINY, 'mlp': 'swiglu', 'n_embd': 60})).config.hidden == 192    # 160, rounded up to 64s
 
 
@@ -243,7 +243,7 @@ def test_flops_match_torchs_count(kind):
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(idx, idx)[1].backward()
 
-    table = accounting.param_table(model)             # torch counts matrix products only
+    table = accounting.param_table(model.config)      # torch counts matrix products only
     products = accounting.flops_per_token(model) - 6 * (table['norm'] + table['bias'])
     assert products == counter.get_total_flops() / idx.numel()
 

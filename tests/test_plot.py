@@ -19,7 +19,7 @@ def test_every_picture_has_help_and_is_listed(name, monkeypatch, capsys):
     with pytest.raises(SystemExit) as e:
         plot['main']()
     assert not e.value.code
-    assert '--out=' in capsys.readouterr().out
+    assert '--out' in capsys.readouterr().out
     assert f'python plot.py {name} ' in plot['__doc__']
 
 

@@ -20,7 +20,7 @@ from test_pairs_end_to_end import prepare as prepare_pairs
 from test_parallel import losses, train_here, train_two
 
 import train
-from gradus import accounting, checkpoint, mirrors, parallel, pretrained, sampling
+from gradus import checkpoint, mirrors, parallel, pretrained, sampling, updates
 from gradus.errors import UserError
 from gradus.tokenizer import build_tokenizer
 from model import GPT, GPTConfig
@@ -220,7 +220,7 @@ def test_a_step_that_was_not_taken_has_no_ratio(place, monkeypatch):
 ])
 def test_every_matrix_has_one_kind(changes, kinds):
     model = small_model(**changes)
-    copies = accounting.copy_matrices(model)
+    copies = updates.copy_matrices(model)
     assert list(copies) == kinds
     matrices = [p for p in model.parameters() if p.dim() == 2]
     assert sum(len(c) for c in copies.values()) == len(matrices)
@@ -229,7 +229,7 @@ def test_every_matrix_has_one_kind(changes, kinds):
     with torch.no_grad():
         for p in matrices:
             p.mul_(1.25)
-    ratios = accounting.update_ratios(copies, model)
+    ratios = updates.update_ratios(copies, model)
     assert ratios == pytest.approx(dict.fromkeys(kinds, 0.25), rel=1e-5)
 
 
