@@ -9,7 +9,7 @@ from conftest import REPO
 from gradus import log
 from gradus.errors import UserError
 
-PICTURES = sorted(path.stem for path in (REPO / 'plots').glob('*.py') if path.stem != 'figures')
+PICTURES = runpy.run_path(str(REPO / 'plot.py'))['names']()
 
 
 @pytest.mark.parametrize('name', PICTURES)
