@@ -45,7 +45,7 @@ def draw(runs, x='iter'):
         if not any(x in record for record in run.records):
             raise UserError(f'x={x}: {run.folder} does not log it; expected --x=iter or --x=seconds')
     groups = group(runs)
-    figure = figures.new_figure(8, 7.5)
+    figure = figures.new_figure(8, 7 + 0.1 * len(groups))
     panels = figure.subplots(3, 1, sharex=True, height_ratios=(2, 1, 1))
     panels[-1].set_xlabel(x_label)
 
@@ -54,9 +54,9 @@ def draw(runs, x='iter'):
         kinds = []
     else:
         kinds = draw_text(panels, groups, x)
-        panels[2].yaxis.set_major_formatter('{x:,.0f}')
+        panels[2].yaxis.set_major_formatter('{x:,.9g}')
     if x != 'elapsed_s':
-        panels[-1].xaxis.set_major_formatter('{x:,.0f}')
+        panels[-1].xaxis.set_major_formatter('{x:,.9g}')
     add_legend(figure, groups, kinds)
     return figure
 

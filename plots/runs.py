@@ -15,10 +15,14 @@ NAMES_AND_CHANCE = ('seed', 'out_dir', 'wandb_log', 'wandb_project', 'wandb_run_
 @dataclass
 class Run:
     folder: str
-    label: str              # its name in a picture
+    name: str               # its folder, as short as it can be
     records: list           # of its log.jsonl, as dictionaries
     config: dict            # its settings; empty if there is no checkpoint
     digits: bool            # a run of mlp_mnist.py; otherwise one of train.py
+
+    @property
+    def label(self):
+        return plain(self.name)
 
 
 def load(folders):
@@ -27,11 +31,11 @@ def load(folders):
     if not folders:
         raise UserError('no runs given: expected their folders, as in python plot.py curves out-a out-b')
     names = [os.path.basename(folder) for folder in folders]
-    labels = names if len(set(names)) == len(names) else folders
+    names = names if len(set(names)) == len(names) else folders
     runs = []
-    for folder, label in zip(folders, labels):
+    for folder, name in zip(folders, names):
         records = log.read(folder)
-        runs.append(Run(folder, _label(label), records, _settings(folder), _is_digits(folder, records)))
+        runs.append(Run(folder, printable(name), records, _settings(folder), _is_digits(folder, records)))
 
     odd = next((run for run in runs if run.digits != runs[0].digits), None)
     if odd:
@@ -51,10 +55,10 @@ def _is_digits(folder, records):
     raise UserError(f'{folder}: its log has neither losses nor costs; expected a run of train.py or mlp_mnist.py')
 
 
-def _label(name):
-    """A name as matplotlib draws it: $ begins no formula, and _ in front does not hide it from the legend."""
-    name = printable(name).replace('$', r'\$')
-    return f' {name}' if name.startswith('_') else name
+def plain(text):
+    """Text that matplotlib draws as it is: $ begins no formula, and _ in front does not hide it from the legend."""
+    text = printable(text).replace('$', r'\$')
+    return f' {text}' if text.startswith('_') else text
 
 
 def _settings(folder):
@@ -95,9 +99,9 @@ def name_of(runs):
     """The name of a group: what the names of its runs begin with, and how many they are."""
     if len(runs) == 1:
         return runs[0].label
-    start = os.path.commonprefix([run.label for run in runs]).rstrip('-_. ')
+    start = os.path.commonprefix([run.name for run in runs]).rstrip('-_. ')
     seeds = {run.config.get('seed') for run in runs}
-    return f"{start or runs[0].label} ({len(runs)} {'seeds' if len(seeds) == len(runs) else 'runs'})"
+    return f"{plain(start or runs[0].name)} ({len(runs)} {'seeds' if len(seeds) == len(runs) else 'runs'})"
 
 
 # ---------------------------------------------------------------------------- values
