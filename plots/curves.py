@@ -115,6 +115,8 @@ def label(axes, groups, x, keys, text):
         if highest > 10 * min(usual):
             axes.set_yscale('log', nonpositive='mask')
             text += ' (log scale)'
+        elif keys == ('lr',):
+            axes.set_ylim(bottom=0)
     axes.set_ylabel(text)
 
 

@@ -37,6 +37,10 @@ def number(value, digits=4):
     return f'{value:,}' if type(value) is int else f'{value:,.{digits}g}'
 
 
+def percent(value, digits=4):
+    return '' if value is None else f'{number(100 * value, digits)}%'
+
+
 def paragraph(text, css='text'):
     return Html(f'<p class="{css}">{escape(text)}</p>\n')
 

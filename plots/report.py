@@ -81,22 +81,26 @@ def last(run, key):
     return next((r[key] for r in reversed(run.records) if is_number(r.get(key))), None)
 
 
+def lowest(run, key):
+    """The lowest number of this name in the run's log, None if there is none."""
+    return min((r[key] for r in run.records if is_number(r.get(key))), default=None)
+
+
 # ---------------------------------------------------------------------------- how it went
 
 def overview(runs):
     """The figures that one asks for first."""
-    rows = [['iterations', *(page.number(run.records[-1]['iter']) for run in runs)]]
-    measures = dict(epoch='epochs', tokens='tokens', elapsed_s='training time')
-    for key, words in measures.items():
-        values = [last(run, key) for run in runs]
-        rows.append([words, *(duration(value) if key == 'elapsed_s' else page.number(value) for value in values)])
-    for key, words in dict(val_loss='lowest val loss (nats per token)', val_bits_per_byte='lowest val loss (bits per '
-                           'byte)', cost='lowest cost', accuracy='highest accuracy').items():
-        best = max if key == 'accuracy' else min
-        logged = [[r[key] for r in run.records if is_number(r.get(key))] for run in runs]
-        best_values = [best(values) if values else None for values in logged]
-        rows.append([words, *(f'{v:.2%}' if key == 'accuracy' and v is not None else page.number(v)
-                              for v in best_values)])
+    measures = [
+        ('last iteration', 'iter', last, page.number),
+        ('epochs', 'epoch', last, page.number),
+        ('tokens', 'tokens', last, page.number),
+        ('training time', 'elapsed_s', last, duration),
+        ('lowest val loss (nats per token)', 'val_loss', lowest, page.number),
+        ('lowest val loss (bits per byte)', 'val_bits_per_byte', lowest, page.number),
+        ('lowest cost', 'cost', lowest, page.number),
+        ('last accuracy', 'accuracy', last, page.percent),
+    ]
+    rows = [[words, *(show_as(find(run, key)) for run in runs)] for words, key, find, show_as in measures]
     rows = [row for row in rows if any(row[1:])]
     return page.section('At a glance', 'What the run had done when it last wrote to its log.',
                         page.table(['', *(run.name for run in runs)], rows))
@@ -104,7 +108,7 @@ def overview(runs):
 
 def duration(seconds):
     """Seconds in words: 1 h 5 min, 3 min 20 s, 8.4 s."""
-    if seconds is None or not 0 <= seconds < 1e12:
+    if seconds is None or not 0 <= seconds < 1e12:             # what no clock says
         return ''
     if seconds < 60:
         return f'{seconds:.1f} s'
@@ -131,12 +135,13 @@ def lowest_cost(runs):
         if not found:
             texts.append('No costs were logged.')
             continue
-        lowest = min(found, key=lambda r: r['cost'])
-        text = f'The cost was lowest, {lowest["cost"]:.4f}, after epoch {lowest["epoch"]:,} of {found[-1]["epoch"]:,}.'
-        if lowest is found[-1]:
+        best = min(found, key=lambda r: r['cost'])
+        cost, epoch, epochs = (page.number(n) for n in (best['cost'], best['epoch'], found[-1]['epoch']))
+        text = f'The cost was lowest, {cost}, after epoch {epoch} of {epochs}.'
+        if best is found[-1]:
             text += ' It was still falling at the end, so more epochs may help.'
-        elif found[-1]['cost'] > 1.05 * lowest['cost']:
-            text += f' Since then it has risen to {found[-1]["cost"]:.4f}: that is over-fitting.'
+        elif found[-1]['cost'] > 1.05 * best['cost']:
+            text += f' Since then it has risen to {page.number(found[-1]["cost"])}: that is over-fitting.'
         else:
             text += ' It has hardly changed since then.'
         texts.append(text)
@@ -162,9 +167,9 @@ def judge_first_loss(run, config):
     if found is None:
         return 'The log does not begin at iteration 0, so the first loss is not in it.'
     if config is None:
-        return f'The first loss was {found:.3f}. Without a checkpoint, the size of the vocabulary is not known.'
+        return f'The first loss was {page.number(found)}. Without a checkpoint, nobody knows the vocabulary.'
     expected = math.log(config.vocab_size)
-    text = f'ln {config.vocab_size:,} = {expected:.3f}, and the first loss was {found:.3f}'
+    text = f'ln {config.vocab_size:,} = {page.number(expected)}, and the first loss was {page.number(found)}'
     start = run.config.get('init_from', 'scratch')
     if abs(found - expected) <= 0.05 * expected:
         return f'{text}. It fits.'
@@ -185,19 +190,22 @@ def overfitting(runs):
         if found is None:
             texts.append('There are not enough evaluations to tell.')
             continue
-        lowest, end, what = found
-        rise = f'{end["val_loss"] / lowest["val_loss"] - 1:.1%}' if lowest['val_loss'] > 0 else 'a little'
+        turn, end, what = found
+        at = page.number(turn['iter'])
+        rise = page.percent(end['val_loss'] / turn['val_loss'] - 1, 2) if turn['val_loss'] else '?'
         texts.append({
             'falling': 'Not yet: val loss was at its lowest at the end.',
-            'level': f'Not yet: val loss has risen by {rise} since iteration {lowest["iter"]:,}, too little to count.',
-            'overfitting': f'After iteration {lowest["iter"]:,}: from there, val loss rose by {rise} while train loss '
+            'level': f'Not yet: val loss has risen by {rise} since iteration {at}, too little to count.',
+            'overfitting': f'After iteration {at}: from there, val loss rose by {rise} while train loss '
                            'went on falling. best.pt holds the weights from before the rise.',
-            'unstable': f'Val loss has risen by {rise} since iteration {lowest["iter"]:,}, but train loss has risen '
+            'unstable': f'Val loss has risen by {rise} since iteration {at}, but train loss has risen '
                         'too. That is no over-fitting but instability; a lower learning rate may help.',
         }[what])
-        for where, r in (('lowest val loss', lowest), ('last evaluation', end)):
-            losses = [f'{loss:.4f}' for loss in (r['train_loss'], r['val_loss'], r['val_loss'] - r['train_loss'])]
-            rows.append([where if len(runs) == 1 else f'{run.name}: {where}', page.number(r['iter']), *losses])
+        places = [('lowest val loss', turn), ('last evaluation', end)]
+        for where, r in places[1:] if turn is end else places:
+            losses = r['train_loss'], r['val_loss'], r['val_loss'] - r['train_loss']
+            rows.append([where if len(runs) == 1 else f'{run.name}: {where}', page.number(r['iter']),
+                         *(page.number(loss, 5) for loss in losses)])
     table = page.table(['', 'iteration', 'train loss', 'val loss', 'gap'], rows) if rows else ''
     return page.section('Where over-fitting began', 'Look for the point where val loss turns upwards while train loss '
                         'keeps falling. From there on, the model learns its text by heart.',
@@ -213,7 +221,7 @@ def wrong_steps(runs, most=5):
         found = findings.events(run.records)
         skipped = sum('skipped' in r for r in run.records)
         spikes = sum(event.height < math.inf for event in found)
-        text = f'{skipped:,} skipped steps and {spikes:,} spikes.' if found else 'None: every step went well.'
+        text = f'Skipped steps: {skipped:,}; spikes: {spikes:,}.' if found else 'None: every step went well.'
         worst = sorted(found, key=lambda event: event.height, reverse=True)[:most]
         if len(worst) < len(found):
             text += f' The worst {most} places:'
@@ -247,7 +255,7 @@ def samples(runs, most=6):
         if found and len(runs) > 1:
             parts.append(page.heading(run.name))
         for record in findings.evenly(found, most):
-            parts.append(page.paragraph(f'Iteration {record["iter"]:,}'))
+            parts.append(page.paragraph(f'Iteration {page.number(record["iter"])}'))
             lines = record['sample'][:400].strip('\n').split('\n')
             parts.append(page.preformatted('\n'.join(lines[:8])))
     return page.section('What it wrote as it learned', 'First come the frequencies of letters, then word-like strings, '
@@ -273,8 +281,8 @@ def weights(runs, shapes):
         if not run.digits and shape.tie_weights:
             parts.append(page.paragraph(f'Embedding and unembedding are one matrix here, so there are '
                                         f'{total - table["unembedding"]:,} different weights.'))
-    return page.section('Where the weights are', 'In a small model most of them turn tokens into vectors and back; as '
-                        'models grow, the feed-forward layers (up, gate, down) come to hold about two thirds.'
+    return page.section('Where the weights are', 'The feed-forward layers (up, gate, down) hold about two thirds of a '
+                        'large model. In a small one with a large vocabulary, embedding and unembedding hold most.'
                         if not runs[0].digits else 'Nearly all are in the first layer, where each neuron has a weight '
                         'for every pixel.', *parts)
 
@@ -288,7 +296,7 @@ def digit_table(shapes):
     """{layer: number of weights and biases}"""
     table = {}
     for key, shape in shapes.items():
-        layer = ' '.join(key.split('.')[:2])
+        layer = ' '.join(key.split('.')[:2])          # layers 0, norms 0
         table[layer] = table.get(layer, 0) + math.prod(shape)
     return table
 
@@ -299,23 +307,25 @@ def speed(runs):
     for key, words in (('tokens_per_s', 'tokens per second'), ('mfu', 'model FLOPs utilization')):
         for run in runs:
             if found := findings.quartiles(run.records, key):
-                shown = [f'{value:.1%}' if key == 'mfu' else f'{value:,.0f}' for value in found]
+                shown = [page.percent(value, 3) if key == 'mfu' else page.number(round(value)) for value in found]
                 measure = words if len(runs) == 1 else f'{run.name}: {words}'
                 rows.append([measure, shown[1], f'{shown[0]} to {shown[2]}'])
     parts = [page.table(['', 'median', 'middle half'], rows)] if rows else []
     if runs[0].digits:
         parts += of_each(runs, [images_per_second(run) for run in runs])
-    return page.section('Speed', 'The median of all logged steps, and the range of the middle half. A wide range means '
-                        'that something else was using the machine.' if rows else
+    return page.section('Speed', 'The median of all logged steps, and the range of the middle half. A wide range often '
+                        'means that something else was using the machine.' if rows else
                         'Evaluations are part of the time.', *parts)
 
 
 def images_per_second(run):
     seconds = last(run, 'elapsed_s')
-    images = (last(run, 'epoch') or 0) * (run.config.get('n_train') or 0)
-    if not seconds or not images:
-        return 'The log does not say.'
-    return f'{duration(seconds)} for {page.number(images)} images: {page.number(images / seconds)} a second.'
+    epochs = last(run, 'epoch')
+    n_train = run.config.get('n_train')
+    if not (seconds and epochs and is_number(n_train)):
+        return 'The log and the checkpoint do not say.'
+    images = epochs * n_train
+    return f'{duration(seconds)} for {page.number(images)} images: {page.number(images / seconds, 6)} a second.'
 
 
 def updates(runs):
@@ -327,7 +337,7 @@ def updates(runs):
     panels = drawing.subplots(len(found), 1, squeeze=False, sharex=True, sharey=True)[:, 0]
     for axes, (run, ratios) in zip(panels, found):
         for i, (role, (iterations, values)) in enumerate(ratios.items()):
-            axes.plot(iterations, values, label=plain(role), **curves.color_and_dashes(i))
+            axes.plot(iterations, values, label=plain(role[:40]), **curves.color_and_dashes(i))
         axes.axhline(1e-3, color='gray', linewidth=2, alpha=0.5, label='1e-3')
         axes.set(yscale='log', ylabel='update / weight', title=run.label if len(runs) > 1 else '')
         axes.legend(loc='center left', bbox_to_anchor=(1, 0.5), frameon=False)
