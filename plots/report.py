@@ -203,9 +203,9 @@ def overfitting(runs):
         }[what])
         places = [('lowest val loss', turn), ('last evaluation', end)]
         for where, r in places[1:] if turn is end else places:
-            losses = r['train_loss'], r['val_loss'], r['val_loss'] - r['train_loss']
+            train, val = r['train_loss'], r['val_loss']
             rows.append([where if len(runs) == 1 else f'{run.name}: {where}', page.number(r['iter']),
-                         *(page.number(loss, 5) for loss in losses)])
+                         page.number(train), page.number(val), page.number(val - train, 2)])
     table = page.table(['', 'iteration', 'train loss', 'val loss', 'gap'], rows) if rows else ''
     return page.section('Where over-fitting began', 'Look for the point where val loss turns upwards while train loss '
                         'keeps falling. From there on, the model learns its text by heart.',
@@ -267,7 +267,8 @@ def samples(runs, most=6):
 def weights(runs, shapes):
     """Where the weights are: a table with bars for each run."""
     parts = []
-    for run, shape in zip(runs, shapes):
+    same = len(runs) == 2 and shapes[0] == shapes[1]
+    for run, shape in zip(runs[:1] if same else runs, shapes):
         if shape is None:
             continue
         table = digit_table(shape) if run.digits else gpt_table(shape)
@@ -276,7 +277,7 @@ def weights(runs, shapes):
         rows = [[role, f'{n:,}', f'{n / total:.1%}', page.bar(n / most)] for role, n in table.items() if n]
         rows.append(['sum', f'{total:,}', '', ''])
         if len(runs) > 1:
-            parts.append(page.heading(run.name))
+            parts.append(page.heading('both runs' if same else run.name))
         parts.append(page.table(['', 'weights', 'share', ''], rows))
         if not run.digits and shape.tie_weights:
             parts.append(page.paragraph(f'Embedding and unembedding are one matrix here, so there are '

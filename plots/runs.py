@@ -9,7 +9,7 @@ from gradus import checkpoint, log
 from gradus.errors import UserError, printable, warn
 
 # Settings that may differ between runs of one group: they change the names of files, and what chance decides.
-NAMES_AND_CHANCE = ('seed', 'out_dir', 'wandb_log', 'wandb_project', 'wandb_run_name')
+NAMES_AND_CHANCE = ('seed', 'out_dir', 'wandb_log', 'wandb_project', 'wandb_run_name', 'tensorboard_log')
 
 
 @dataclass
