@@ -343,8 +343,9 @@ def updates(runs):
         axes.set(yscale='log', ylabel='update / weight', title=run.label if len(runs) > 1 else '')
         axes.legend(loc='center left', bbox_to_anchor=(1, 0.5), frameon=False)
     panels[-1].set_xlabel('iterations')
-    return page.section('How far a step moves the weights', 'The size of an update over the size of the weights. About '
-                        'one thousandth is a good rule of thumb: far below, learning is slow; far above, it is rough.',
+    return page.section('How far a step moves the weights', 'The size of an update over the size of the weights. With '
+                        'AdamW, about one thousandth is a good rule of thumb: far below, learning is slow; far above, '
+                        'it is rough. Muon takes larger steps, and the first steps of a run are large, too.',
                         page.figure(drawing, 'update-to-weight ratios over iterations'))
 
 

@@ -23,6 +23,12 @@ def test_every_picture_has_help_and_is_listed(name, monkeypatch, capsys):
     assert f'python plot.py {name} ' in plot['__doc__']
 
 
+def test_what_is_a_picture():
+    """Not every file in plots/ is: some are what the others share."""
+    assert {'curves', 'report'} <= set(PICTURES)
+    assert not {'figures', 'findings', 'page', 'runs'} & set(PICTURES)
+
+
 def test_an_unknown_picture(monkeypatch):
     plot = runpy.run_path(str(REPO / 'plot.py'))
     monkeypatch.setattr(sys, 'argv', ['plot.py', 'curve'])

@@ -85,6 +85,13 @@ def test_names(tmp_path):
     assert figure.legends[0].get_texts()[0].get_text() == r' _\$x^\$'
 
 
+def test_a_log_that_was_put_together_from_two(tmp_path):
+    """The later value counts, and lines never run backwards."""
+    (run,) = load(write_run(tmp_path / 'out', [dict(iter=i, loss=float(n)) for n, i in enumerate((0, 1, 2, 1, 2, 3))]))
+    x, y = runs.series(run, 'iter', 'loss')
+    assert x.tolist() == [0, 1, 2, 3] and y.tolist() == [0, 3, 4, 5]
+
+
 # ---------------------------------------------------------------------------- lines
 
 @pytest.mark.parametrize('x, factor, label', [('iter', 1, 'iterations'), ('tokens', 100, 'tokens'),
