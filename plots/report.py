@@ -282,10 +282,11 @@ def weights(runs, shapes):
         if not run.digits and shape.tie_weights:
             parts.append(page.paragraph(f'Embedding and unembedding are one matrix here, so there are '
                                         f'{total - table["unembedding"]:,} different weights.'))
-    return page.section('Where the weights are', 'The feed-forward layers (up, gate, down) hold about two thirds of a '
-                        'large model. In a small one with a large vocabulary, embedding and unembedding hold most.'
-                        if not runs[0].digits else 'Nearly all are in the first layer, where each neuron has a weight '
-                        'for every pixel.', *parts)
+    advice = ('The feed-forward layers (up, gate, down) hold about two thirds of a large model. In a small one with a '
+              'large vocabulary, embedding and unembedding hold most.')
+    if runs[0].digits:
+        advice = 'Most are usually in the first layer, where each neuron has a weight for every pixel.'
+    return page.section('Where the weights are', advice, *parts)
 
 
 def gpt_table(config):
@@ -311,12 +312,13 @@ def speed(runs):
                 shown = [page.percent(value, 3) if key == 'mfu' else page.number(round(value)) for value in found]
                 measure = words if len(runs) == 1 else f'{run.name}: {words}'
                 rows.append([measure, shown[1], f'{shown[0]} to {shown[2]}'])
+    advice = ('The median of all logged steps, and the range of the middle half. A wide range often means that '
+              'something else was using the machine.')
     parts = [page.table(['', 'median', 'middle half'], rows)] if rows else []
     if runs[0].digits:
-        parts += of_each(runs, [images_per_second(run) for run in runs])
-    return page.section('Speed', 'The median of all logged steps, and the range of the middle half. A wide range often '
-                        'means that something else was using the machine.' if rows else
-                        'Evaluations are part of the time.', *parts)
+        advice = 'The time includes the evaluation after every epoch.'
+        parts = of_each(runs, [images_per_second(run) for run in runs])
+    return page.section('Speed', advice, *parts)
 
 
 def images_per_second(run):
@@ -353,20 +355,23 @@ def updates(runs):
 
 def settings(runs):
     """Where two runs differ, or a single one differs from the defaults."""
-    known = [run for run in runs if run.config]
-    if len(known) < len(runs):
-        return page.section('Settings', 'They are kept in the checkpoint.', page.paragraph('There is none.'))
-    defaults = {f.name: f.default for f in fields(MnistConfig if runs[0].digits else TrainConfig)}
+    if not all(run.config for run in runs):
+        return page.section('Settings', 'A run keeps them in its checkpoint.',
+                            *of_each(runs, ['known' if run.config else 'there is no checkpoint' for run in runs]))
+    script, cls = ('mlp_mnist.py', MnistConfig) if runs[0].digits else ('train.py', TrainConfig)
+    defaults = {f.name: f.default for f in fields(cls)}
     if len(runs) == 1:
-        sides = [defaults, runs[0].config]
-        header, what = ['', 'default', runs[0].name], 'that are not the defaults'
+        title = 'Settings that are not the defaults'
+        advice = f'What makes this run what it is. python {script} --help explains each.'
+        header = ['', 'default', runs[0].name]
+        left, right = defaults, runs[0].config
+        keys = right
     else:
-        sides = [{**defaults, **run.config} for run in runs]
-        header, what = ['', *(run.name for run in runs)], 'in which the two runs differ'
-    keys = [key for key in {**sides[0], **sides[1]} if key in sides[-1] or len(runs) == 2]
-    keys = [key for key in keys if key != 'out_dir' and sides[0].get(key) != sides[1].get(key)]
-    rows = [[key[:60], *(show(side[key]) if key in side else '' for side in sides)] for key in keys]
-    content = page.table(header, rows, 'words') if rows else page.paragraph('None.')
-    return page.section(f'Settings {what}', 'If two runs differ in more than one setting, it is hard to say which one '
-                        'made the difference.' if len(runs) == 2 else 'What makes this run what it is; the rest is '
-                        'as python train.py --help says.', content)
+        title = 'Settings in which the two runs differ'
+        advice = 'If runs differ in more than one setting, it is hard to say which one made the difference.'
+        header = ['', runs[0].name, runs[1].name]
+        left, right = ({**defaults, **run.config} for run in runs)
+        keys = {**left, **right}
+    rows = [[key[:60], *(show(side[key]) if key in side else '' for side in (left, right))]
+            for key in keys if key != 'out_dir' and left.get(key) != right.get(key)]
+    return page.section(title, advice, page.table(header, rows, 'words') if rows else page.paragraph('None.'))

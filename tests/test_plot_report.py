@@ -84,7 +84,7 @@ def section(of, *folders):
 
 def test_hostile_text_stays_text(tmp_path):
     """In the log, the settings and the names of folders: no element, no attribute, no address comes from them."""
-    evil = '"\'><script>alert(1)</script><img src=http://x onerror=alert(2)> <b>$title &amp;'
+    evil = '"\'><script>alert(1)</script><img src=http://x onerror=alert(2)> <b>$title &amp;\ud800\0'
     records = [dict(iter=0, loss=evil, lr=evil, grad_norm=evil, tokens_per_s=evil, val_loss=evil),
                *steps([4.0] * 30, sample=evil, update_ratio={evil: 1e-3, 'attention': 2e-3}),
                dict(iter=31, skipped=evil, lr=evil)]
