@@ -41,8 +41,24 @@ def percent(value, digits=4):
     return '' if value is None else f'{number(100 * value, digits)}%'
 
 
+def duration(seconds):
+    """Seconds in words: 1 h 5 min, 3 min 20 s, 8.4 s."""
+    if seconds is None or not 0 <= seconds < 1e12:             # what no clock says
+        return ''
+    if seconds < 60:
+        return f'{seconds:.1f} s'
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f'{hours:,} h {minutes} min' if hours else f'{minutes} min {seconds} s'
+
+
 def paragraph(text, css='text'):
     return Html(f'<p class="{css}">{escape(text)}</p>\n')
+
+
+def of_each(runs, texts):
+    """A paragraph for each run, which begins with its name if there are two."""
+    return [paragraph(text if len(runs) == 1 else f'{run.name}: {text}') for run, text in zip(runs, texts)]
 
 
 def heading(text):

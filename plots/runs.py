@@ -7,6 +7,7 @@ import numpy as np
 
 from gradus import checkpoint, log
 from gradus.errors import UserError, printable, warn
+from gradus.log import is_number
 
 # Settings that may differ between runs of one group: they change the names of files, and what chance decides.
 NAMES_AND_CHANCE = ('seed', 'out_dir', 'wandb_log', 'wandb_project', 'wandb_run_name', 'tensorboard_log')
@@ -113,3 +114,13 @@ def series(run, x, y):
     """
     pairs = sorted(dict(log.numbers(run.records, x, y)).items())
     return np.array([x for x, _ in pairs], dtype=float), np.array([y for _, y in pairs], dtype=float)
+
+
+def last(run, key):
+    """The last number of this name in the run's log, None if there is none."""
+    return next((r[key] for r in reversed(run.records) if is_number(r.get(key))), None)
+
+
+def lowest(run, key):
+    """The lowest number of this name in the run's log, None if there is none."""
+    return min((r[key] for r in run.records if is_number(r.get(key))), default=None)

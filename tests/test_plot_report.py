@@ -19,7 +19,7 @@ from model import GPT, MLP, GPTConfig
 
 pytest.importorskip('matplotlib')
 
-from plots import findings, page, report, runs
+from plots import findings, made_of, page, report, runs
 
 
 class Page(HTMLParser):
@@ -75,8 +75,8 @@ def write(*folders):
 def section(of, *folders):
     """The text of one section, report.first_loss for example: the whole page takes longer."""
     found = runs.load(list(folders))
-    shapes = [report.shape_of(run) for run in found]
-    takes_shapes = of in (report.first_loss, report.weights)
+    shapes = [made_of.shape_of(run) for run in found]
+    takes_shapes = of in (report.first_loss, made_of.weights)
     return Page(of(found, shapes) if takes_shapes else of(found)).text
 
 
@@ -194,8 +194,8 @@ def test_update_ratios():
 
 
 def test_durations():
-    assert [report.duration(s) for s in (None, 8.44, 200, 3900)] == ['', '8.4 s', '3 min 20 s', '1 h 5 min']
-    assert report.duration(-1.0) == report.duration(1e99) == ''
+    assert [page.duration(s) for s in (None, 8.44, 200, 3900)] == ['', '8.4 s', '3 min 20 s', '1 h 5 min']
+    assert page.duration(-1.0) == page.duration(1e99) == ''
 
 
 # ---------------------------------------------------------------------------- weights and settings
@@ -203,20 +203,20 @@ def test_durations():
 @pytest.mark.parametrize('tie', [True, False])
 def test_the_weights_add_up(tie, tmp_path):
     model = GPT(GPTConfig(vocab_size=65, block_size=8, n_layer=2, n_head=2, n_embd=8, tie_weights=tie, mlp='swiglu'))
-    text = section(report.weights, write_run(tmp_path / 'out', steps([4.0]), settings(), model))
+    text = section(made_of.weights, write_run(tmp_path / 'out', steps([4.0]), settings(), model))
     n = model.num_params()
     assert (f'{n:,} different weights' if tie else f'sum {n:,}') in text
 
 
 def test_a_single_run_is_compared_with_the_defaults(tmp_path):
     out = write_run(tmp_path / 'out', steps([4.0]), train.TrainConfig(dropout=0.25, out_dir='elsewhere'))
-    assert section(report.settings, out).endswith('default out dropout 0.0 0.25')
+    assert section(made_of.settings, out).endswith('default out dropout 0.0 0.25')
 
 
 def test_two_runs_are_compared_with_each_other(tmp_path):
     a = write_run(tmp_path / 'out-a', steps([4.0]), settings(beta2=0.99))
     b = write_run(tmp_path / 'out-b', steps([4.0]), settings(seed=7))
-    assert section(report.settings, a, b).endswith('out-a out-b beta2 0.99 0.95 seed 1337 7')
+    assert section(made_of.settings, a, b).endswith('out-a out-b beta2 0.99 0.95 seed 1337 7')
 
 
 def test_a_run_without_a_checkpoint(tmp_path):
