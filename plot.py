@@ -25,9 +25,14 @@ FOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'plots')
 
 
 def names():
-    """What can be drawn: the files in plots/, but for the one they share."""
-    stems = [file.removesuffix('.py') for file in os.listdir(FOLDER) if file.endswith('.py')]
-    return sorted(stem for stem in stems if stem != 'figures')
+    """What can be drawn: the files in plots/ that have settings; the others are what these share."""
+    found = []
+    for file in sorted(os.listdir(FOLDER)):
+        if file.endswith('.py'):
+            with open(os.path.join(FOLDER, file), encoding='utf-8') as f:
+                if '\nclass Settings:' in f.read():
+                    found.append(file.removesuffix('.py'))
+    return found
 
 
 def main():

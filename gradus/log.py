@@ -102,10 +102,13 @@ def read(folder):
     return records
 
 
+def is_number(value):
+    """Is this a finite number, of a size that can be computed with and drawn? JSON has no limits."""
+    return type(value) in (int, float) and abs(value) < 1e100
+
+
 def numbers(records, x, y):
     """The pairs (x, y) of the records that have both as finite numbers."""
-    def is_number(value):
-        return type(value) in (int, float) and abs(value) < math.inf
     return [(r[x], r[y]) for r in records if is_number(r.get(x)) and is_number(r.get(y))]
 
 

@@ -9,7 +9,7 @@ from conftest import REPO
 from gradus import log
 from gradus.errors import UserError
 
-PICTURES = sorted(path.stem for path in (REPO / 'plots').glob('*.py') if path.stem != 'figures')
+PICTURES = runpy.run_path(str(REPO / 'plot.py'))['names']()
 
 
 @pytest.mark.parametrize('name', PICTURES)
@@ -21,6 +21,12 @@ def test_every_picture_has_help_and_is_listed(name, monkeypatch, capsys):
     assert not e.value.code
     assert '--out' in capsys.readouterr().out
     assert f'python plot.py {name} ' in plot['__doc__']
+
+
+def test_what_is_a_picture():
+    """Not every file in plots/ is: some are what the others share."""
+    assert {'curves', 'report'} <= set(PICTURES)
+    assert not {'figures', 'findings', 'made_of', 'page', 'runs'} & set(PICTURES)
 
 
 def test_an_unknown_picture(monkeypatch):
