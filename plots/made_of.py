@@ -6,14 +6,11 @@ steps, its settings.
 import math
 from dataclasses import fields
 
-import torch
-
 from gradus import checkpoint, pretrained
 from gradus.accounting import param_table
 from gradus.errors import UserError, show, warn
 from gradus.log import is_number
 from mlp_mnist import MnistConfig
-from model import GPT
 from plots import curves, figures, findings, page
 from plots.runs import last, plain
 from train import TrainConfig
@@ -40,7 +37,7 @@ def weights(runs, shapes):
     for run, shape in zip(runs[:1] if same else runs, shapes):
         if shape is None:
             continue
-        table = digit_table(shape) if run.digits else gpt_table(shape)
+        table = digit_table(shape) if run.digits else param_table(shape)
         most = max(table.values(), default=0)
         total = sum(table.values())
         rows = [[role, f'{n:,}', f'{n / total:.1%}', page.bar(n / most)] for role, n in table.items() if n]
@@ -56,11 +53,6 @@ def weights(runs, shapes):
     if runs[0].digits:
         advice = 'Most are usually in the first layer, where each neuron has a weight for every pixel.'
     return page.section('Where the weights are', advice, *parts)
-
-
-def gpt_table(config):
-    with torch.device('meta'):                        # shapes alone, no memory
-        return param_table(GPT(config))
 
 
 def digit_table(shapes):
