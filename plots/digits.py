@@ -122,23 +122,23 @@ def draw_activations(path, layers, z, name, truth):
 
     # The image. Its pixels are the activations of the first layer.
     image_axes.imshow(layers[0].view(28, 28).numpy(), cmap='gray_r', vmin=0, vmax=1)
-    image_axes.set_title('$a^1$: ' + one_line(name, limit=18).replace('$', r'\$'), parse_math=True)
+    image_axes.set_title('$a^1$: ' + one_line(name, limit=18).replace('$', r'\$'))
     image_axes.set_axis_off()
 
     for l, (axes, a) in enumerate(zip(hidden_axes, hidden), start=2):
         draw_layer(figure, axes, a)
-        axes.set_title(f'$a^{{{l}}}$', parse_math=True)
+        axes.set_title(f'$a^{{{l}}}$')
 
     # The outputs.
     output = layers[-1].tolist()
     answer = output.index(max(output))
     output_axes.barh(range(10), output, color=['#1b6ca8' if d == answer else '#9a9a9a' for d in range(10)])
     for digit, (a, z_j) in enumerate(zip(output, z.tolist())):
-        output_axes.text(1.04, digit, f'{a:.4f}   z = {z_j:.1f}', va='center', fontsize=8)
+        output_axes.text(1.04, digit, f'{a:.4f}   $z$ = {z_j:.1f}', va='center', fontsize=8)
     output_axes.set_axisbelow(True)
     output_axes.set(xlim=(0, 1), ylim=(9.6, -0.6), yticks=range(10), xlabel='activation', ylabel='digit')
     known = '' if truth is None else f', it is {truth}'
-    output_axes.set_title(f'$a^{{{len(layers)}}}$: read as {answer}{known}', loc='left', parse_math=True)
+    output_axes.set_title(f'$a^{{{len(layers)}}}$: read as {answer}{known}', loc='left')
     figures.save(figure, path)
 
 

@@ -21,7 +21,6 @@ STYLE = {
     'axes.spines.right': False,
     'axes.prop_cycle': None,          # set in `new_figure`: LINES
     'image.interpolation': 'nearest',
-    'text.parse_math': False,         # a $ in a name or a token is a dollar
     'svg.fonttype': 'none',           # text stays text
     'svg.hashsalt': 'gradus',         # the same picture is the same file
 }

@@ -247,7 +247,7 @@ def test_a_real_run(place):
     report_with('out')
     found = Page((place / 'report.html').read_text(encoding='utf-8'))
     assert 'It fits' in found.text and 'Settings that are not the defaults' in found.text
-    assert found.elements.count('svg') == 1 and dangerous(found) == []
+    assert found.elements.count('svg') == 2 and dangerous(found) == []       # losses, update ratios
 
 
 def test_digits(digits_place, tmp_path):
