@@ -2,7 +2,8 @@
 "The pizza came out of the oven and it tasted good." What does "it" look at, and what does the model take it for?
 
 Sentences of this form with other nouns, each also with its nouns swapped, which tells a head that looks at the thing
-from one that looks at the subject. Then the same for other endings, and what the model says the ending is about.
+from one that looks at the subject. Then the same for other endings, and what the model says the ending is about: as it is,
+and without the head that looks most at the thing.
 docs/pizza.md explains the tables.
 """
 
@@ -30,6 +31,7 @@ class Reader:
         found = pretrained.load(path)
         self.tokenizer = pretrained.tokenizer_for(found)
         self.model = pretrained.build(found).eval()
+        self.weights = {}                             # by text: several words of each are asked about
 
     def encode(self, text):
         return self.tokenizer.prompt(self.tokenizer.encode(text))
@@ -38,7 +40,9 @@ class Reader:
         """The weights from `query` to each of the keys, and to the first token: (keys + 1, L, H)."""
         ids = self.encode(text)
         tokens = [self.tokenizer.decode_bytes([i]) for i in ids]
-        row = weights_of(self.model, ids)[:, :, find(tokens, query, 'query')]   # (L, H, T)
+        if text not in self.weights:
+            self.weights[text] = weights_of(self.model, ids)                    # (L, H, T, T)
+        row = self.weights[text][:, :, find(tokens, query, 'query')]            # (L, H, T)
         return torch.stack([row[..., find(tokens, key, 'keys')] for key in keys] + [row[..., 0]])
 
     @torch.no_grad()
@@ -49,6 +53,14 @@ class Reader:
         if any(len(i) != 1 for i in ids):
             raise UserError(f'{thing}, {place}: expected a model to which each is one token')
         return (logits[0, 0, ids[0][0]] - logits[0, 0, ids[1][0]]).item()
+
+
+    @torch.no_grad()
+    def switch_off(self, layer, head):
+        """From now on, nothing that this head finds reaches the model."""
+        width = self.model.config.head_width
+        self.model.transformer.h[layer].attn.c_proj.weight[:, head * width:(head + 1) * width] = 0
+        self.weights.clear()
 
 
 def print_row(*cells):
@@ -70,8 +82,12 @@ def in_both_orders(reader, ending, query):
 
 
 def show_heads(reader, top):
-    """Which heads look from `it` to the thing, in how many sentences, and which to whatever came first."""
+    """
+    Which heads look from `it` to the thing, in how many sentences, and which to whatever came first. `and`, the word
+    before, shows what is not about `it`. Returns the head that looks most to the thing, all sentences together.
+    """
     seen = in_both_orders(reader, ENDINGS[0], 'it')                             # (2, n, 3, L, H)
+    word_before = in_both_orders(reader, ENDINGS[0], 'and')
     difference = seen[:, :, 0] - seen[:, :, 1]                                  # (2, n, L, H): thing - place
     to_thing = (difference > 0).sum(dim=(0, 1))                                 # (L, H) sentences
     to_first = (difference[0] > 0).sum(dim=0) + (difference[1] < 0).sum(dim=0)
@@ -82,34 +98,36 @@ def show_heads(reader, top):
         print(f'heads that look more to the {name} in all {n} sentences: {(count == n).sum()}; in {n - 3} or more: '
               f'{(count >= n - 3).sum()}; in 3 or fewer: {(count <= 3).sum()}')
 
-    print_head('head', 'pizza ... oven: to pizza', 'to oven', 'oven ... pizza: to pizza', 'to oven',
-               'all nouns: to thing', 'to place', 'swapped: to thing', 'to place', f'more to thing, of {n}',
-               f'more to first noun, of {n}')
-    columns = torch.stack([*seen[0, 0, :2], *seen[1, 0, :2], *seen[0].mean(dim=0)[:2], *seen[1].mean(dim=0)[:2]])
-    chosen = [seen[0, 0, key].flatten().topk(top).indices.tolist() for key in (0, 1)]
-    steady = difference.mean(dim=(0, 1)).flatten()
-    by_noun = [steady.argmax().item(), steady.argmin().item()]
-    for i in dict.fromkeys([*chosen[0], *chosen[1], *by_noun]):
+    print_head('head', 'to pizza', 'to oven', 'swapped: to pizza', 'to oven', 'from "and": to pizza', 'to oven',
+               f'more to thing, of {n}', f'more to first noun, of {n}')
+    columns = torch.stack([*seen[0, 0, :2], *seen[1, 0, :2], *word_before[0, 0, :2]])       # (6, L, H)
+    to_each = [seen[0, 0, key].flatten().topk(top).indices.tolist() for key in (0, 1)]
+    best = difference.mean(dim=(0, 1)).argmax().item()
+    for i in dict.fromkeys([*to_each[0], *to_each[1], best, to_thing.argmax().item()]):
         layer, head = divmod(i, seen.size(-1))
         print_row(f'{layer}.{head}', *(f'{x:.3f}' for x in columns[:, layer, head].tolist()),
                   to_thing[layer, head].item(), to_first[layer, head].item())
     print_row('mean', *(f'{x:.3f}' for x in columns.mean(dim=(1, 2)).tolist()), '', '')
-    return divmod(by_noun[0], seen.size(-1))
+    return divmod(best, seen.size(-1))
 
 
 def show_endings(reader, best):
-    """Where the words after `it` look, and what the model says."""
+    """Where the words after `it` look."""
     print_head('ending', 'from', 'to thing, mean of heads', 'to place', 'thing / place',
                f'to thing, head {best[0]}.{best[1]}', 'to place')
     for ending in ENDINGS:
-        for query in ('it', ending.split()[-1], '.'):
+        before = ('and', 'it') if ending == ENDINGS[0] else ()                  # the same for every ending
+        for query in (*before, ending.split()[-1], '.'):
             seen = in_both_orders(reader, ending, query).mean(dim=(0, 1))       # (3, L, H)
             mean = seen.mean(dim=(1, 2)).tolist()
             one = seen[:, best[0], best[1]].tolist()
             print_row(ending, query, f'{mean[0]:.4f}', f'{mean[1]:.4f}', f'{mean[0] / mean[1]:.2f}', f'{one[0]:.3f}',
                       f'{one[1]:.3f}')
 
-    print_head('ending', 'pizza - oven, nats', 'swapped', 'question alone', 'all nouns', 'swapped', 'question alone',
+
+def show_answers(reader, model):
+    """What the model says that the ending was about; model: a word on it."""
+    print_head(model, 'pizza - oven, nats', 'swapped', 'question alone', 'all nouns', 'swapped', 'question alone',
                f'thing wins, of {len(NOUNS)}', 'swapped')
     for ending in ENDINGS:
         question = QUESTION.format(ending)
@@ -132,6 +150,9 @@ def main():
     reader = Reader(args.model)
     best = show_heads(reader, args.top)
     show_endings(reader, best)
+    show_answers(reader, 'whole model')
+    reader.switch_off(*best)
+    show_answers(reader, f'without head {best[0]}.{best[1]}')
 
 
 if __name__ == '__main__':

@@ -46,7 +46,8 @@ class Settings:
 
 MAX_TOKENS = 1000                     # the maps of more take gigabytes, and nobody could read them
 LABELS = 40                           # tokens named at the axis of a large map
-PIXELS = 40                           # rows and columns of a small map, at most
+DOTS = 250                            # rows and columns of a large map, at most
+SMALL_DOTS = 40                       # and of a small one
 
 
 # ---------------------------------------------------------------------------- the weights
@@ -235,15 +236,24 @@ def darkest(weights):
     return max(others.max().item(), 1e-3) if others.numel() else 1.0
 
 
-def draw_map(axes, looked, layer, head):
-    """One head large: a row for each token that looks, a column for each token that it looks at."""
+def pooled(weights, n):
+    """Maps (..., T, T) as images of n rows and columns at most: each dot shows the largest of the weights behind it."""
+    return F.adaptive_max_pool2d(weights, min(n, weights.size(-1)))
+
+
+def draw_map(axes, looked, layer, head, anchor=(0.0, 0.5)):
+    """
+    One head large: a row for each token that looks, a column for each token that it looks at. anchor: where the bar of
+    colors stands in the space beside it.
+    """
     weights = looked.weights[layer, head]
     T = len(weights)
-    image = axes.imshow(weights.numpy(), cmap='Blues', vmin=0, vmax=darkest(weights))
+    image = axes.imshow(pooled(weights[None], DOTS)[0].numpy(), cmap='Blues', vmin=0, vmax=darkest(weights),
+                        extent=(-0.5, T - 0.5, T - 0.5, -0.5))
     places = range(0, T, math.ceil(T / LABELS))
     labels = [figures.drawable(looked.labels[i]) for i in places]
     size = 9 if T <= 20 else 7
-    axes.set_xticks(places, labels, rotation=90, fontsize=size)
+    axes.set_xticks(places, labels, rotation=90 if max(map(len, labels)) > 2 else 0, fontsize=size)
     axes.set_yticks(places, labels, fontsize=size)
     axes.grid(False)
     axes.set_xlabel('is looked at (key)')
@@ -251,17 +261,17 @@ def draw_map(axes, looked, layer, head):
     axes.set_title(f'layer {layer}, head {head}')
     if looked.query is not None:
         axes.axhspan(looked.query - 0.5, looked.query + 0.5, fill=False, edgecolor='black', linewidth=1.2)
-    bar = axes.inset_axes([1.03, 0.2, 0.04, 0.6])
-    axes.figure.colorbar(image, cax=bar, label='attention weight', extend='max')
-    bar.grid(False)
+    bar = axes.figure.colorbar(image, ax=axes, label='attention weight', extend='max', anchor=anchor,
+                               shrink=3 / axes.figure.get_figheight())
+    bar.ax.grid(False)
 
 
 def tiled(weights):
     """All heads as one image: layers down, heads across, with white lines between them, and the size of a tile."""
     L, H, T, _ = weights.shape
-    n = min(T, PIXELS)
-    small = F.adaptive_max_pool2d(weights.flatten(0, 1)[None], n)[0]            # (L H, n, n)
-    edge = max(1, n // 10)
+    n = min(T, SMALL_DOTS)
+    small = pooled(weights.flatten(0, 1), n)                                    # (L H, n, n)
+    edge = max(1, n // 20)
     small = F.pad(small, (0, edge, 0, edge), value=math.nan).view(L, H, n + edge, n + edge)
     return small.transpose(1, 2).reshape(L * (n + edge), H * (n + edge)), n + edge
 
@@ -290,10 +300,11 @@ def picture_of_all(looked, chosen):
     tile = min(1.5, max(0.3, 5 / max(L, H)))
     width, height = max(2.0, tile * H), max(2.0, tile * L)
     figure = figures.new_figure(width + 7, max(height, 5) + 0.7)
+    figure.get_layout_engine().set(h_pad=0.15)
     left, right = figure.subplots(1, 2, width_ratios=[width, 4.9])
     draw_all(left, looked, chosen)
     left.set_anchor('N')
-    draw_map(right, looked, *chosen)
+    draw_map(right, looked, *chosen, anchor=(0.0, 0.8))
     right.set_anchor('N')
     return figure
 
@@ -305,6 +316,7 @@ def picture_of_query(texts, chosen):
     width, height = max(1.4, 0.2 * H), max(4.5, 0.19 * L)
     figure = figures.new_figure(n_keys * (width + 0.6) + 6.8, len(texts) * (height + 1.2))
     grid = figure.subplots(len(texts), n_keys + 1, squeeze=False, width_ratios=[width] * n_keys + [5])
+    figure.get_layout_engine().set(w_pad=0.1)
     top = max(text.to(key).max().item() for text in texts for key in text.keys)
     for axes_row, text in zip(grid, texts):
         for axes, key in zip(axes_row, text.keys):
@@ -317,7 +329,7 @@ def picture_of_query(texts, chosen):
             axes.grid(False)
             axes.set_xlabel('head')
         axes_row[0].set_ylabel('layer')
-        figure.colorbar(image, ax=list(axes_row[:-1]), label='attention weight', shrink=0.6)
+        figure.colorbar(image, ax=list(axes_row[:-1]), label='attention weight', shrink=0.6).ax.grid(False)
         draw_map(axes_row[-1], text, *chosen)
     return figure
 

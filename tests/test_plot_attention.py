@@ -4,7 +4,6 @@ import glob
 
 import pytest
 import torch
-from conftest import REPO  # noqa: F401  puts the repo on the path
 from test_model import KINDS, every_kind, random_model, some_ids
 
 from gradus import checkpoint, configurator
