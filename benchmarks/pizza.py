@@ -2,9 +2,8 @@
 "The pizza came out of the oven and it tasted good." What does "it" look at, and what does the model take it for?
 
 Sentences of this form with other nouns, each also with its nouns swapped, which tells a head that looks at the thing
-from one that looks at the subject. Then the same for other endings, and what the model says the ending is about: as it is,
-and without the head that looks most at the thing.
-docs/pizza.md explains the tables.
+from one that looks at the subject. Then the same for other endings, and what the model says the ending is about: as it
+is, and without the head that looks most at the thing. docs/pizza.md explains the tables.
 """
 
 import argparse
@@ -54,6 +53,14 @@ class Reader:
             raise UserError(f'{thing}, {place}: expected a model to which each is one token')
         return (logits[0, 0, ids[0][0]] - logits[0, 0, ids[1][0]]).item()
 
+
+    def head(self, name):
+        """'4.1' as (4, 1). Raises UserError if the model has no such head."""
+        c = self.model.config
+        heads = {f'{layer}.{head}': (layer, head) for layer in range(c.n_layer) for head in range(c.n_head)}
+        if name not in heads:
+            raise UserError(f'--off {name}: expected a layer and a head, 0.0 to {c.n_layer - 1}.{c.n_head - 1}')
+        return heads[name]
 
     @torch.no_grad()
     def switch_off(self, layer, head):
@@ -146,13 +153,17 @@ def main():
     parser.add_argument('--model', default='HuggingFaceTB/SmolLM2-135M-Instruct',
                         help='a .gguf file, a folder, or owner/model (default: %(default)s)')
     parser.add_argument('--top', type=int, default=4, help='heads to list for each noun (default: %(default)s)')
+    parser.add_argument('--off', metavar='LAYER.HEAD', help='switch this head off instead, such as 4.1')
     args = parser.parse_args()
     reader = Reader(args.model)
+    off = reader.head(args.off) if args.off else None
+
     best = show_heads(reader, args.top)
     show_endings(reader, best)
     show_answers(reader, 'whole model')
-    reader.switch_off(*best)
-    show_answers(reader, f'without head {best[0]}.{best[1]}')
+    off = off or best
+    reader.switch_off(*off)
+    show_answers(reader, f'without head {off[0]}.{off[1]}')
 
 
 if __name__ == '__main__':

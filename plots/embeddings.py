@@ -175,6 +175,8 @@ def name_points(figure, axes, points, names):
             outside = not axes.bbox.contains(box.x0, box.y0) or not axes.bbox.contains(box.x1, box.y1)
             tries.append((hits + 0.5 * outside, n, box))
             text.remove()
+            if not tries[-1][0]:
+                break
         _, n, box = min(tries, key=lambda t: t[:2])
         offset, ha, va = PLACES[n]
         axes.annotate(name, point, offset, textcoords='offset points', ha=ha, va=va, fontsize=8)

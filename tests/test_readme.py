@@ -108,7 +108,7 @@ def fresh_copy(place, test_data):
 
 
 def write_published(path):
-    """A tiny Llama with random weights, to which each word of a page's commands and of benchmarks/pizza.py is a token."""
+    """A tiny Llama with random weights, to which each word of the page's commands and of its benchmark is a token."""
     words = re.findall(r'\w+', read(REPO / 'docs/pizza.md') + read(REPO / 'benchmarks/pizza.py'))
     text = ''.join(f' {word}' for word in words)
     spec = bpe.train([text], 2 ** 14)
