@@ -44,7 +44,7 @@ class Settings:
     out: str = 'attention.png'        # the picture: .png, .svg or .pdf
 
 
-MAX_TOKENS = 1000                     # the maps of more take gigabytes, and nobody could read them
+MOST_WEIGHTS = 2 ** 28                # of all heads together: they take a gigabyte
 LABELS = 40                           # tokens named at the axis of a large map
 DOTS = 250                            # rows and columns of a large map, at most
 SMALL_DOTS = 40                       # and of a small one
@@ -95,11 +95,12 @@ def weights_of(model, ids):
 def encode(model, tokenizer, text, setting):
     """The ids of a text, as sample.py would begin with them. Raises UserError if it is empty or too long."""
     ids = tokenizer.prompt(tokenizer.encode(text.replace('\\n', '\n')))
-    limit = min(model.config.block_size, MAX_TOKENS)
+    c = model.config
+    limit = min(c.block_size, math.isqrt(MOST_WEIGHTS // (c.n_layer * c.n_head)))
     if not text or not ids:
         raise UserError(f'{setting}={show(text)}: expected a text, such as --{setting}="The pizza tasted good."')
     if len(ids) > limit:
-        why = 'the context of the model' if limit < MAX_TOKENS else 'what can be drawn'
+        why = 'the context of the model' if limit == c.block_size else 'whose weights fit into a gigabyte'
         raise UserError(f'{setting}: {len(ids)} tokens; expected at most {limit}, {why}')
     return ids
 
@@ -110,7 +111,7 @@ def find(tokens, word, setting):
     Raises UserError if it is no token there, several, or if it occurs several times.
     """
     name, _, number = word.rpartition('#')
-    if not (name and number.isdecimal() and int(number) > 0):
+    if not (name and number.isdecimal() and len(number) < 7 and int(number) > 0):
         name, number = word, ''
     wanted = name.strip().encode('utf-8', 'replace') or name.encode()
     places = [i for i, token in enumerate(tokens) if wanted and wanted in (token, token.strip())]

@@ -121,6 +121,7 @@ def test_a_word_that_is_there(word, place):
     ('cat#3', 'query=cat#3: cat occurs 2 times; expected cat#1, cat#2'),
     ('catnip', 'query=catnip: 3 tokens here, ␣cat n ip; expected one of them'),
     ('dog', "query='dog': not in the text; expected one of its tokens: The ␣cat ␣saw"),
+    ('cat#' + '9' * 5000, "query='cat#9999"),
     ('', "query='': not in the text"),
 ])
 def test_a_word_that_is_not(word, message):
@@ -145,10 +146,11 @@ def test_what_cannot_be_drawn_is_one_line(args, message, small):
     assert message in refused(attention, small, *args)
 
 
-def test_too_many_tokens_to_draw(tmp_path):
+def test_too_many_tokens_to_draw(small, monkeypatch):
     pytest.importorskip('matplotlib')
-    write_model(tmp_path / 'long.pt', block_size=2000)
-    assert '1001 tokens; expected at most 1000' in refused(attention, tmp_path / 'long.pt', '--start=' + 'a' * 1001)
+    monkeypatch.setattr(attention, 'MOST_WEIGHTS', 2 * 2 * 30 ** 2)
+    assert '31 tokens; expected at most 30, whose weights fit' in refused(attention, small, '--start=' + 'a' * 31)
+    draw(attention, small, '--start=' + 'a' * 30)
 
 
 # ---------------------------------------------------------------------------- tables and pictures

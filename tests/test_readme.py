@@ -61,15 +61,13 @@ def code_of(text):
 @pytest.mark.slow
 def test_commands_run_in_order(tmp_path, test_data):
     place = fresh_copy(tmp_path / 'repo', test_data)
-    has_pillow = importlib.util.find_spec('PIL') is not None
-    if has_pillow:
+    if has('PIL'):
         draw_a_one(place / 'digit.png')
 
     ran = []
     for command, here in commands():
         words = shlex.split(command.split(' > ')[0], comments=True)
-        missing = 'digit.png' in command and not has_pillow or PUBLISHED in command and not (place / PUBLISHED).exists()
-        if not here or words[0] != 'python' or missing:
+        if not here or words[0] != 'python' or lacks_something(command, place):
             continue
         result = subprocess.run([sys.executable, *smaller(words, command)], cwd=place, stdin=subprocess.DEVNULL,
                                 capture_output=True, text=True, encoding='utf-8', timeout=300)
@@ -84,6 +82,17 @@ def test_commands_run_in_order(tmp_path, test_data):
     assert 'more samples: python sample.py --out_dir=out-quickstart' in first
     samples = next(stdout for command, stdout in ran if '--start="def "' in command)
     assert samples.count('---------------\n') == 3
+
+
+def has(package):
+    return importlib.util.find_spec(package) is not None
+
+
+def lacks_something(command, place):
+    """Does the command need an optional package that is not here, or the model that took one to write?"""
+    needs = [('digit.png', 'PIL'), ('plot.py', 'matplotlib')]
+    return (any(word in command and not has(package) for word, package in needs)
+            or PUBLISHED in command and not (place / PUBLISHED).exists())
 
 
 def fresh_copy(place, test_data):
@@ -102,7 +111,7 @@ def fresh_copy(place, test_data):
     prepare = [sys.executable, place / 'data/mnist/prepare.py', '--source', test_data / 'mnist']
     subprocess.run(prepare, check=True, timeout=300)
     (place / 'docs').mkdir()                          # where commands put the pictures of the pages
-    if all(importlib.util.find_spec(name) for name in ('matplotlib', 'gguf', 'tokenizers')):
+    if has('gguf') and has('tokenizers'):
         write_published(place / PUBLISHED)
     return place
 
