@@ -242,10 +242,10 @@ def pooled(weights, n):
     return F.adaptive_max_pool2d(weights, min(n, weights.size(-1)))
 
 
-def draw_map(axes, looked, layer, head, anchor=(0.0, 0.5)):
+def draw_map(axes, looked, layer, head, **bar):
     """
-    One head large: a row for each token that looks, a column for each token that it looks at. anchor: where the bar of
-    colors stands in the space beside it.
+    One head large: a row for each token that looks, a column for each token that it looks at. bar: the size and place
+    of the bar of colors.
     """
     weights = looked.weights[layer, head]
     T = len(weights)
@@ -262,9 +262,8 @@ def draw_map(axes, looked, layer, head, anchor=(0.0, 0.5)):
     axes.set_title(f'layer {layer}, head {head}')
     if looked.query is not None:
         axes.axhspan(looked.query - 0.5, looked.query + 0.5, fill=False, edgecolor='black', linewidth=1.2)
-    bar = axes.figure.colorbar(image, ax=axes, label='attention weight', extend='max', anchor=anchor,
-                               shrink=3 / axes.figure.get_figheight())
-    bar.ax.grid(False)
+    colors = axes.figure.colorbar(image, ax=axes, label='attention weight', extend='max', **bar)
+    colors.ax.grid(False)
 
 
 def tiled(weights):
@@ -305,7 +304,7 @@ def picture_of_all(looked, chosen):
     left, right = figure.subplots(1, 2, width_ratios=[width, 4.9])
     draw_all(left, looked, chosen)
     left.set_anchor('N')
-    draw_map(right, looked, *chosen, anchor=(0.0, 0.8))
+    draw_map(right, looked, *chosen, shrink=3 / figure.get_figheight(), anchor=(0.0, 0.8))
     right.set_anchor('N')
     return figure
 
@@ -331,7 +330,7 @@ def picture_of_query(texts, chosen):
             axes.set_xlabel('head')
         axes_row[0].set_ylabel('layer')
         figure.colorbar(image, ax=list(axes_row[:-1]), label='attention weight', shrink=0.6).ax.grid(False)
-        draw_map(axes_row[-1], text, *chosen)
+        draw_map(axes_row[-1], text, *chosen, shrink=0.5)
     return figure
 
 

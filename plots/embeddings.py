@@ -198,7 +198,7 @@ def draw(words, shown, asked, extra):
     axes.scatter(*points[len(shown):].T, s=45, marker='x', color='black', zorder=3)
     axes.set_xlabel(f'first principal component ({share[0]:.0%} of the variance)')
     axes.set_ylabel(f'second principal component ({share[1]:.0%})')
-    axes.set_title('input embeddings, scaled to length 1', fontsize=9)
+    axes.set_title('input embeddings, scaled to length 1; filled: the words asked for', fontsize=9)
     axes.margins(0.12)
     name_points(figure, axes, points, [figures.drawable(text) for text in (*map(words.label, shown), *extra)])
     return figure
