@@ -17,10 +17,10 @@ LOGITS = torch.tensor([[2.0, 1.0, 0.5, 0.0, -1.0, -30.0]]).double()
 ])
 def test_the_distribution_is_what_is_drawn(how):
     probs = Sampler(**how).distribution(LOGITS)
-    n = 20_000
+    n = 5_000
     sampler = Sampler(**how, seeds=range(n))
     drawn = sampler(LOGITS.expand(n, -1), None).flatten().bincount(minlength=6) / n
-    torch.testing.assert_close(drawn.double(), (probs / probs.sum())[0], atol=0.015, rtol=0)
+    torch.testing.assert_close(drawn.double(), (probs / probs.sum())[0], atol=0.03, rtol=0)
     assert not drawn[probs[0] == 0].any()
     assert (drawn - 1 / 6).abs().max() > 0.1          # negative control: not any distribution fits
 
@@ -45,7 +45,7 @@ def test_the_logits_are_those_of_the_last_token(tmp_path):
 
 
 @pytest.mark.filterwarnings('error')
-@pytest.mark.parametrize('args', [[], ['--top_k=1000', '--top_p=0'], ['--bars=40', '--top_p=1'], ['--bars=1']])
+@pytest.mark.parametrize('args', [['--top_k=1000', '--top_p=0', '--bars=40'], ['--bars=1', '--top_p=1']])
 def test_it_is_drawn(args, tmp_path, monkeypatch):
     pytest.importorskip('matplotlib')
     monkeypatch.chdir(tmp_path)
