@@ -16,6 +16,14 @@ from gradus.errors import UserError, on_screen
 NOT_FINITE = 'the model computes NaN or infinity: its weights are too large; use another checkpoint'
 
 
+def in_double(logits):
+    """The logits in double precision on the CPU. Raises UserError if the model computes NaN or infinity."""
+    logits = logits.cpu().double()
+    if logits.isnan().any() or (logits == math.inf).any():
+        raise UserError(NOT_FINITE)
+    return logits
+
+
 def penalize_repetition(logits, ids, penalty):
     """Divide the logits of ids (B, T) already seen by `penalty`, multiply negative ones. Keskar et al. 2019."""
     seen = logits.gather(1, ids)                                                # (B, T)
@@ -67,9 +75,7 @@ class Sampler:
 
     def __call__(self, logits, ids):
         device = logits.device
-        logits = logits.cpu().double()                                          # (B, V)
-        if logits.isnan().any() or (logits == math.inf).any():
-            raise UserError(NOT_FINITE)
+        logits = in_double(logits)                                              # (B, V)
         adjusted = logits
         if self.repetition_penalty != 1:
             adjusted = penalize_repetition(logits, ids.cpu(), self.repetition_penalty)
@@ -81,8 +87,13 @@ class Sampler:
             self.logprobs = logits.log_softmax(dim=-1).gather(1, new)           # (B, 1)
         return new.to(device)
 
-    def draw(self, logits):
-        """Ids (B, 1) drawn from logits (B, V)."""
+    def distribution(self, logits):
+        """
+        How likely each id is to be drawn: probabilities (B, V) from logits (B, V) in double precision. Those of the ids
+        that top_p or min_p leave out are 0, so that the rest may sum to less than 1.
+        """
+        if self.temperature == 0:
+            return torch.zeros_like(logits).scatter(1, logits.argmax(dim=-1, keepdim=True), 1.0)
         logits = (logits - logits.amax(dim=-1, keepdim=True)) / self.temperature  # at most 0: no overflow
         if self.top_k and self.top_k < logits.size(-1):
             logits = keep_top_k(logits, self.top_k)
@@ -91,9 +102,12 @@ class Sampler:
             probs = keep_top_p(probs, self.top_p)
         if self.min_p:
             probs = keep_min_p(probs, self.min_p)
+        return probs
 
+    def draw(self, logits):
+        """Ids (B, 1) drawn from logits (B, V)."""
         # Inverse CDF: the first id whose cumulative probability exceeds u.
-        cdf = probs.cumsum(dim=-1)                                              # (B, V)
+        cdf = self.distribution(logits).cumsum(dim=-1)                          # (B, V)
         return torch.searchsorted(cdf, self.uniform() * cdf[:, -1:], right=True)  # (B, 1)
 
     def uniform(self):

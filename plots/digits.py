@@ -122,7 +122,7 @@ def draw_activations(path, layers, z, name, truth):
 
     # The image. Its pixels are the activations of the first layer.
     image_axes.imshow(layers[0].view(28, 28).numpy(), cmap='gray_r', vmin=0, vmax=1)
-    image_axes.set_title('$a^1$: ' + one_line(name, limit=18).replace('$', r'\$'))
+    image_axes.set_title('$a^1$: ' + figures.drawable(one_line(name, limit=18)))
     image_axes.set_axis_off()
 
     for l, (axes, a) in enumerate(zip(hidden_axes, hidden), start=2):

@@ -57,6 +57,14 @@ DIGITS = [
 ]
 
 
+# docs/pizza.md shows a published model.
+PUBLISHED = [
+    ('pizza-heads.png', 'attention --start="The pizza came out of the oven and it tasted good." '
+                        '--query=it --keys=pizza,oven'),
+    ('king.png', 'embeddings --nearest=king --analogy="king - man + woman"'),
+]
+
+
 def python(command):
     """Run `python <command>` and wait. Raises UserError if it fails."""
     print(f'python {command}', flush=True)
@@ -80,6 +88,9 @@ def main(cfg):
     for picture, run, source in DIGITS:
         shutil.copyfile(os.path.join(run, source), os.path.join(cfg.out, picture))
 
+    for picture, arguments in PUBLISHED if cfg.gguf else ():
+        target = shlex.quote(os.path.join(cfg.out, picture))
+        python(f'plot.py {arguments} --init_from={shlex.quote(cfg.gguf)} --out={target}')
     if cfg.against:
         curve = os.path.join(cfg.out, 'loss-curve.svg')
         python(f'bench.py loss-curve --against={shlex.quote(cfg.against)} --out={shlex.quote(curve)}')

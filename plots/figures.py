@@ -77,3 +77,26 @@ def svg(figure):
     figure.savefig(content, format='svg', metadata={'Date': None})
     text = content.getvalue().decode('utf-8')
     return text[text.index('<svg'):]
+
+
+# ---------------------------------------------------------------------------- text of tokens
+
+VISIBLE = {' ': '␣', '\n': '↵', '\t': '⇥'}
+
+
+def token_label(data, limit=16):
+    """
+    The bytes of a token as printable text: a space is ␣, a newline ↵, a tab ⇥; what is no character is an escape such
+    as \\xe2. Longer ones are cut.
+    """
+    text = data.decode('utf-8', errors='backslashreplace')
+    text = ''.join(VISIBLE.get(c) or (c if c.isprintable() else ascii(c)[1:-1]) for c in text)
+    return text if len(text) <= limit else text[:limit - 1] + '…'
+
+
+def drawable(text):
+    """The text as matplotlib can draw it: an escape for a letter that its font lacks, and no $ starts a formula."""
+    from matplotlib import font_manager, ft2font
+    font = ft2font.FT2Font(font_manager.findfont('DejaVu Sans'))
+    text = ''.join(c if font.get_char_index(ord(c)) else ascii(c)[1:-1] for c in text)
+    return text.replace('$', '\\$')

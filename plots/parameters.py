@@ -123,7 +123,7 @@ def draw(path, rows, name):
     axes.grid(False, axis='y')
     axes.set_axisbelow(True)
     figure.legend(loc='outside lower center', ncols=len(GROUPS))
-    name = one_line(name, limit=60).replace('$', r'\$')                         # $ would begin a formula
+    name = figures.drawable(one_line(name, limit=60))
     axes.set_title(f'{name}: {total:,} weights', loc='left')
     figures.save(figure, path)
 

@@ -54,7 +54,7 @@ def main(cfg):
     limit = float(table.abs().quantile(0.99)) if table.numel() < 2 ** 24 else float(table.abs().max())
     shown = left.imshow(table.numpy(), cmap='Greys', vmin=-limit, vmax=limit, aspect='auto')
     figure.colorbar(shown, ax=left, label='value')
-    figure.suptitle('positions: ' + one_line(about, limit=80).replace('$', r'\$'))
+    figure.suptitle('positions: ' + figures.drawable(one_line(about, limit=80)))
     left.set(title='the vector of each position', xlabel='component i of the vector', ylabel='position in the text')
     shown = right.imshow(cosines.numpy(), cmap='Greys', vmin=-1, vmax=1)
     figure.colorbar(shown, ax=right, label='cosine of the angle')

