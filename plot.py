@@ -30,7 +30,7 @@ def names():
     for file in sorted(os.listdir(FOLDER)):
         if file.endswith('.py'):
             with open(os.path.join(FOLDER, file), encoding='utf-8') as f:
-                if '\nclass Settings:' in f.read():
+                if '\nclass Settings' in f.read():
                     found.append(file.removesuffix('.py'))
     return found
 
