@@ -30,12 +30,12 @@ RUNS = {
     'out-neurons': 'mlp_mnist.py --sizes=784-10 --epochs=3',
     'out-3b1b': 'mlp_mnist.py config/mnist_3b1b.py --epochs=3',
     'out-mnist': 'mlp_mnist.py',
-    'out-shakespeare-char-cpu': 'train.py config/shakespeare_char_cpu.py --sample_interval=50',
+    'out-shakespeare-char-cpu': 'train.py config/shakespeare_char_cpu.py --sample_interval=50 --eval_interval=31',
     'out-what-if-base': 'train.py config/what_if/base.py',
     'out-what-if-no-mask': 'train.py config/what_if/no_mask.py',
 }
 GPT = '--out_dir=out-shakespeare-char-cpu'
-GPT3 = '--n_layer=96 --n_head=96 --n_embd=12288 --block_size=2048 --vocab_size=50257'
+GPT3 = '--n_layer=96 --n_head=96 --n_embd=12288 --block_size=2048 --vocab_size=50257 --tie_weights=False'
 
 # What is drawn: (picture in docs/, arguments of plot.py).
 PICTURES = [
@@ -46,7 +46,7 @@ PICTURES = [
     ('no-mask.png', 'curves out-what-if-base out-what-if-no-mask'),
     ('parameters.png', f'parameters {GPT3}'),
     ('curves.png', f'curves {GPT.removeprefix("--out_dir=")}'),
-    ('temperature.png', f'temperature {GPT} --start="To be, or not to"'),
+    ('temperature.png', f'temperature {GPT} --start="Where is the "'),
 ]
 # `plot.py digits` writes into the folder of the run: (picture in docs/, the run, its picture).
 DIGITS = [

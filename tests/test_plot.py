@@ -27,7 +27,7 @@ def test_every_picture_has_help_and_is_listed(name, monkeypatch, capsys):
 def test_what_is_a_picture():
     """Not every file in plots/ is: some are what the others share."""
     plot = runpy.run_path(str(REPO / 'plot.py'))
-    assert set(re.findall(r'python plot.py (\w+) ', plot['__doc__'])) == set(PICTURES)
+    assert set(re.findall(r'    python plot.py (\w+) ', plot['__doc__'])) == set(PICTURES)
     assert not {'figures', 'findings', 'made_of', 'page', 'runs'} & set(PICTURES)
 
 
