@@ -18,7 +18,7 @@ from conftest import REPO, babble
 from gradus import bpe, gguf_file
 from model import GPT, GPTConfig
 
-SMALLER = ['--max_iters=4', '--eval_interval=2', '--eval_iters=1', '--block_size=16', '--n_layer=1', '--n_head=2',
+SMALLER = ['--max_iters=4', '--eval_interval=2', '--eval_iters=1', '--block_size=32', '--n_layer=1', '--n_head=2',
            '--n_embd=8', '--batch_size=2', '--gradient_accumulation_steps=1', '--lr_decay_iters=4', '--warmup_iters=0',
            '--sample_tokens=20', '--device=cpu']
 OWN_TEXTS = ('notes.txt', 'letters.txt')
@@ -28,6 +28,7 @@ PUBLISHED = 'smollm2.gguf'                            # a model that a page take
 ELSEWHERE = ('pip install', 'gpt2', 'openwebtext', 'fineweb', 'python -m pytest', 'HuggingFaceTB', 'out-tuned')
 
 README = REPO / 'README.md'
+PAGE = r'(docs/.*|LEARN|WHATIF)\.md'
 LINK = re.compile(r'\[[^\]]*\]\(([^)\s]+)\)')
 
 
@@ -36,8 +37,8 @@ def read(path):
 
 
 def pages():
-    """README.md, then the pages of docs/ in the order in which it links to them, which is the order to read them in."""
-    linked = dict.fromkeys(REPO / target for target in LINK.findall(read(README)) if re.match(r'docs/.*\.md', target))
+    """README.md, then the other pages in the order in which it links to them, which is the order to read them in."""
+    linked = dict.fromkeys(REPO / target for target in LINK.findall(read(README)) if re.fullmatch(PAGE, target))
     return [README, *(path for path in linked if path.exists())]
 
 
@@ -141,7 +142,7 @@ def smaller(words, command):
         stops = ['--max_iters=2'] if '--max_iters=600' in command else []
         flags = [word for word in words[1:] if not word.startswith('--max_iters')] + SMALLER + stops
         # Pairs of sentences are not cut, so these keep their context.
-        return [flag for flag in flags if 'translate' not in command or flag != '--block_size=16']
+        return [flag for flag in flags if 'translate' not in command or flag != '--block_size=32']
     if words[1] == 'mlp_mnist.py' and '--predict' not in command:
         return words[1:] + SMALLER_DIGITS
     if words[1] == 'sample.py':
@@ -203,7 +204,7 @@ def headings(text):
 
 
 def test_readme_links_to_every_page():
-    assert set(pages()) == {README, *(REPO / 'docs').glob('*.md')}
+    assert set(pages()) == {README, REPO / 'LEARN.md', REPO / 'WHATIF.md', *(REPO / 'docs').glob('*.md')}
 
 
 def test_the_keys_that_matter_exist():

@@ -1,5 +1,5 @@
 """
-What the what-ifs change: nanoGPT's GPT for a CPU, on tiny Shakespeare by characters.
+Nothing changed: nanoGPT's GPT for a CPU, on tiny Shakespeare by characters.
 
     python train.py config/what_if/base.py
 
