@@ -28,6 +28,7 @@ PUBLISHED = 'smollm2.gguf'                            # a model that a page take
 ELSEWHERE = ('pip install', 'gpt2', 'openwebtext', 'fineweb', 'python -m pytest', 'HuggingFaceTB', 'out-tuned')
 
 README = REPO / 'README.md'
+PROSE_BESIDE = ('LOG.md', 'CONTRIBUTING.md', 'exercises/README.md')
 PAGE = r'(docs/.*|LEARN|WHATIF)\.md'
 LINK = re.compile(r'\[[^\]]*\]\(([^)\s]+)\)')
 
@@ -186,7 +187,7 @@ def test_every_name_exists(page):
             assert all((REPO / word).exists() for word in command.split() if word.endswith(('.py', '.txt'))), command
 
 
-@pytest.mark.parametrize('page', [*pages(), REPO / 'LOG.md', REPO / 'CONTRIBUTING.md'], ids=lambda page: page.name)
+@pytest.mark.parametrize('page', [*pages(), *(REPO / name for name in PROSE_BESIDE)], ids=lambda page: page.name)
 def test_every_link_leads_somewhere(page):
     for target in LINK.findall(read(page)):
         if not target.startswith(('https://', 'http://')):
@@ -230,7 +231,7 @@ def test_readme_is_one_page():
     assert len(read(README).splitlines()) <= 150
 
 
-@pytest.mark.parametrize('page', [*pages(), REPO / 'LOG.md', REPO / 'CONTRIBUTING.md'], ids=lambda page: page.name)
+@pytest.mark.parametrize('page', [*pages(), *(REPO / name for name in PROSE_BESIDE)], ids=lambda page: page.name)
 def test_lines_end_by_column_120(page):
     """Except rows of tables and lines with an address."""
     long = [line for line in read(page).splitlines()
