@@ -1,15 +1,20 @@
-"""After the tests: how many exercises are solved, and which one is next."""
+"""A line at the end of python -m pytest exercises: how many are solved, and which is next."""
+
+import torch
+
+torch.set_num_threads(1)                              # these networks are tiny
 
 
 def pytest_terminal_summary(terminalreporter):
-    outcomes = {}
-    for kind in ('passed', 'failed', 'skipped'):
-        for report in terminalreporter.stats.get(kind, []):
-            if 'test_solutions.py' in report.nodeid and (report.when == 'call' or kind == 'skipped'):
-                outcomes[report.nodeid.partition('[')[2].rstrip(']')] = kind
-    if not outcomes:
-        return
-    solved = [name for name, kind in outcomes.items() if kind == 'passed']
-    line = f'{len(solved)} of {len(outcomes)} solved'
-    left = sorted(outcomes.keys() - set(solved))
-    terminalreporter.write_line(f'{line}; next: exercises/{left[0]}.py' if left else f'{line}: you understand it')
+    """Print for example: 4 of 12 solved; next: exercises/ex05_softmax.py"""
+    solved, others = [], []
+    for outcome in ('passed', 'skipped', 'failed'):
+        for report in terminalreporter.stats.get(outcome, []):
+            if report.nodeid.startswith('exercises/test_exercises.py'):
+                name = report.nodeid.split('[')[-1].rstrip(']')
+                (solved if outcome == 'passed' else others).append(name)
+    if solved or others:
+        line = f'{len(solved)} of {len(solved) + len(others)} solved'
+        if others:
+            line += f'; next: exercises/{min(others)}.py'
+        terminalreporter.write_line(line)

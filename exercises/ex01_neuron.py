@@ -1,23 +1,21 @@
 """
 Exercise 1: a neuron.
 
-A neuron weighs its inputs, adds a bias, and squeezes the sum into the range from 0 to 1:
+A neuron multiplies each input by its weight, adds the products and a bias, and squeezes the sum into 0 to 1.
 
-    a = sigma(w . x + b)        sigma(z) = 1 / (1 + e^(-z))
+    a = sigma(w . x + b),    sigma(z) = 1 / (1 + e^-z)
 
-    x    (n,)   the inputs, such as 784 pixels
-    w    (n,)   a weight for each input
-    b    ()     the bias, one number
-    a    ()     the activation, one number
+    w  (n,)   one weight for each input
+    x  (n,)   the inputs
+    b  ()     one number
+    a  ()     one number: what you return
 
-Write sigma yourself, with torch.exp.
-
-The answer: `MLP.forward` in model.py, which does this for many neurons and many images at once.
+Common mistake: `w * x` alone is n products. Their sum is missing.
+The answer, for afterwards: `MLP.forward` in model.py, whose layers are many neurons side by side.
 """
 
 import torch  # noqa: F401
 
 
 def neuron(w, x, b):
-    """The activation a of one neuron, a tensor of shape ()."""
     raise NotImplementedError

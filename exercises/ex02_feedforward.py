@@ -1,27 +1,22 @@
 """
 Exercise 2: feedforward.
 
-The activations of each layer are the inputs of the next one:
+Send m images through all layers. The output of each layer is the input of the next one.
 
-    a^1 = x
-    z^l = w^l a^{l-1} + b^l        for l = 2, 3, ..., L
-    a^l = sigma(z^l)
+    a^1 = x,    z^l = w^l a^{l-1} + b^l,    a^l = sigma(z^l)    for l = 2..L
 
-All m images go through together, each in a column of its own:
+    weights  list of w^l (n_l, n_{l-1}), for l = 2..L
+    biases   list of b^l (n_l, 1)
+    x        (n_1, m)   an image in each column
+    a^l      (n_l, m)
+    a^L      (n_L, m)   what you return
 
-    x             (n_1, m)             m images of n_1 pixels
-    weights[i]    (n_{i+2}, n_{i+1})   w^{i+2}: the list begins with w^2
-    biases[i]     (n_{i+2}, 1)         b^{i+2}
-    result        (n_L, m)             a^L
-
-Hint: a bias (n, 1) is added to every column of (n, m) by itself: broadcasting. torch.sigmoid is allowed.
-
-The answer: the first half of `backprop` in mlp_mnist.py.
+Hint: in `w @ a + b`, the column b (n_l, 1) is added to every column of (n_l, m).
+The answer, for afterwards: the feedforward part of `backprop` in mlp_mnist.py, and `MLP.forward` in model.py.
 """
 
 import torch  # noqa: F401
 
 
 def feedforward(weights, biases, x):
-    """The activations a^L (n_L, m) of the last layer."""
     raise NotImplementedError

@@ -1,24 +1,20 @@
 """
-Exercise 5: softmax with temperature.
+Exercise 5: softmax with a temperature.
 
-It turns any numbers (logits) into probabilities: positive, and they sum to 1.
+Turn the logits of each row into probabilities. A low temperature prefers the likely tokens, a high one evens them out.
 
-    p_i = e^(x_i / T) / sum over n of e^(x_n / T)
+    p_i = e^{x_i / T} / sum_n e^{x_n / T}
 
-    logits    (B, V)   for each of B texts, a number for each token of the vocabulary
-    T                  the temperature, more than 0: low for the likely tokens, high for a flat distribution
-    result    (B, V)   each row sums to 1
+    x  (B, V)   logits: a row for each sequence, a column for each token of the vocabulary
+    T  the temperature, a number above 0
+    p  (B, V)   what you return; each row sums to 1
 
-It must work for logits of 1000, too, whose exponential is infinite.
-
-Hint: subtracting the same number from all logits of a row changes nothing.
-
-The answer: `Sampler.distribution` in gradus/sampling.py. torch.softmax is not allowed here.
+Hint: e^1000 is infinity. Subtract the largest logit of a row from the whole row first; p does not change.
+The answer, for afterwards: `Sampler.distribution` in gradus/sampling.py.
 """
 
 import torch  # noqa: F401
 
 
-def softmax(logits, T):
-    """The probabilities (B, V)."""
+def softmax(x, T):
     raise NotImplementedError

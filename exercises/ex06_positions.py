@@ -1,21 +1,22 @@
 """
-Exercise 6: positions as sine and cosine.
+Exercise 6: sine and cosine for positions.
 
-    PE(pos, 2i)     = sin(pos / 10000^(2i / C))
-    PE(pos, 2i + 1) = cos(pos / 10000^(2i / C))
+Make a vector of C numbers for each of n positions: sines in the even columns, cosines in the odd ones.
 
-    n                  positions, pos = 0, 1, ..., n - 1
-    C                  width of a token's vector, even here
-    result   (n, C)    row pos is the vector of position pos; its columns are sin, cos, sin, cos, ...
+    PE(pos, 2i)   = sin(pos / 10000^{2i/C})
+    PE(pos, 2i+1) = cos(pos / 10000^{2i/C})
 
-Hint: pos as a column (n, 1) and the C/2 frequencies as a row give all angles (n, C/2) in one product.
+    n   number of positions; pos is 0..n-1
+    C   width of a vector, an even number; i is 0..C/2-1
+    PE  (n, C)   what you return
 
-The answer: `sinusoidal` in model.py.
+Hint: pos as a column (n, 1) times the rates as a row (C/2,) gives all angles (n, C/2).
+Common mistake: all sines first, then all cosines. Here they alternate.
+The answer, for afterwards: `sinusoidal` in model.py.
 """
 
 import torch  # noqa: F401
 
 
 def positions(n, C):
-    """The table PE (n, C)."""
     raise NotImplementedError

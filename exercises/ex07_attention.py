@@ -1,24 +1,21 @@
 """
-Exercise 7: attention with one head.
+Exercise 7: attention, one head, no mask.
 
-Each of T tokens asks (its query), each of S tokens offers a key and a value. The answer is the mean of the values,
-weighted by how well query and key match:
+Compare every query with every key, turn each row of the result into weights, and take the weighted mean of the values.
 
     Attention(Q, K, V) = softmax(Q K^T / sqrt(D)) V
 
-    Q        (T, D)
-    K        (S, D)
-    V        (S, E)
-    result   (T, E)
+    Q, K, V                    (T, D)   a row for each token
+    Q K^T                      (T, T)   a row for each query, a column for each key
+    softmax(Q K^T / sqrt(D))   (T, T)   each row sums to 1
+    Attention(Q, K, V)         (T, D)   what you return
 
-Hint: Q K^T is (T, S), one row for each query. So each row must sum to 1 after the softmax.
-
-The answer: `attention_weights` in model.py. torch.softmax is allowed, scaled_dot_product_attention is not.
+Hint: softmax runs along the keys, dim=-1. torch.softmax is allowed.
+The answer, for afterwards: `attention_weights` in model.py, with mask='none', times V.
 """
 
 import torch  # noqa: F401
 
 
 def attention(Q, K, V):
-    """The answers (T, E)."""
     raise NotImplementedError

@@ -1,22 +1,20 @@
 """
-Exercise 8: the mask.
+Exercise 8: the causal mask.
 
-A token that is to be predicted must not be seen. So the scores of all later tokens become minus infinity, and after the
-softmax their weights are 0:
+A token must not see the tokens after it. Mask the scores, then turn each row into weights.
 
-    weights = softmax(scores + M)        M_ij = 0 if j <= i, else -infinity
+    softmax(S + M),    M_ij = 0 if j <= i, else -infinity
 
-    scores   (T, T)   row i: how well query i matches each key
-    result   (T, T)   each row sums to 1, everything above the diagonal is 0
+    S        (T, T)   Q K^T / sqrt(D): a row for each query i, a column for each key j
+    M        (T, T)
+    weights  (T, T)   what you return: 0 above the diagonal; each row sums to 1
 
-Hint: torch.ones(T, T).tril() is 1 on and below the diagonal; masked_fill needs it as a boolean tensor.
-
-The answer: `attention_weights` in model.py.
+Common mistake: to set the weights to 0 after the softmax. The rows then no longer sum to 1.
+The answer, for afterwards: `attention_weights` in model.py.
 """
 
 import torch  # noqa: F401
 
 
-def masked_softmax(scores):
-    """The attention weights (T, T)."""
+def masked_weights(S):
     raise NotImplementedError

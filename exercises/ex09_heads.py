@@ -1,29 +1,26 @@
 """
 Exercise 9: many heads.
 
-Queries, keys and values of width C are cut into H heads of width D = C / H. Each head attends on its own, with the
-causal mask; then their answers are put side by side again and mixed by one matrix:
+Compute Q, K and V of all tokens, cut them into H heads of width D = C / H, let each head attend on its own, causally,
+put the answers side by side, and mix them with W_O.
 
-    [Q K V]  = x W_QKV^T                                (B, T, 3 C)
-    head_h   = Attention(Q_h, K_h, V_h)                 (B, T, D) each
-    result   = [head_1, ..., head_H] W_O^T              (B, T, C)
+    Q = x W_Q,  K = x W_K,  V = x W_V
+    head_h = softmax(Q_h K_h^T / sqrt(D) + M) V_h
+    MultiHead(x) = [head_1, ..., head_H] W_O
 
-    x        (B, T, C)   B texts of T tokens
-    W_QKV    (3 C, C)    the first C rows make Q, the next ones K, the last ones V
-    W_O      (C, C)
-    H                    the number of heads
+    x                   (B, T, C)
+    W_Q, W_K, W_V, W_O  (C, C)
+    H                   number of heads; head h has columns h D to (h+1) D - 1 of Q, K and V
+    Q_h, K_h, V_h       (B, T, D), or all heads at once (B, H, T, D)
+    M                   (T, T)      the causal mask of exercise 8
+    MultiHead(x)        (B, T, C)   what you return
 
-Hint: (B, T, C) -> view (B, T, H, D) -> transpose(1, 2) -> (B, H, T, D). A view as (B, H, T, D) at once would mix tokens
-and heads. The way back is transpose(1, 2), then reshape.
-
-The answer: `CausalSelfAttention.forward` in model.py. F.scaled_dot_product_attention(q, k, v, is_causal=True) is
-allowed.
+Common mistake: `Q.view(B, H, T, D)` mixes tokens with one another. It is `Q.view(B, T, H, D).transpose(1, 2)`.
+The answer, for afterwards: `CausalSelfAttention.forward` in model.py.
 """
 
 import torch  # noqa: F401
-from torch.nn import functional as F  # noqa: F401
 
 
-def multi_head_attention(x, W_QKV, W_O, H):
-    """What attention adds to each token: (B, T, C)."""
+def multi_head(x, W_Q, W_K, W_V, W_O, H):
     raise NotImplementedError

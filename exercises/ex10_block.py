@@ -1,21 +1,21 @@
 """
-Exercise 10: a block.
+Exercise 10: a block, as in GPT-2.
 
-Attention, then an MLP. Each reads the normalized vectors and adds what it finds to the vectors themselves:
+Attention, then an MLP. Each gets a normalized copy of x, and what it finds is added to x.
 
-    x -> x + Attention(LN_1(x))
-    x -> x + MLP(LN_2(x))
+    x <- x + Attention(LN_1(x))
+    x <- x + MLP(LN_2(x))
 
-    x                        (B, T, C)
-    ln_1, attn, ln_2, mlp    given functions, each (B, T, C) -> (B, T, C)
-    result                   (B, T, C)
+    x                       (B, T, C)
+    ln_1, attn, ln_2, mlp   functions, (B, T, C) -> (B, T, C)
+    the new x               (B, T, C)   what you return
 
-Hint: the MLP reads what attention has changed already.
-
-The answer: `Block.forward` in model.py.
+Common mistake: to give the MLP the old x. It gets the one that attention has already changed.
+The answer, for afterwards: `Block` in model.py.
 """
+
+import torch  # noqa: F401
 
 
 def block(x, ln_1, attn, ln_2, mlp):
-    """The vectors (B, T, C) after the block."""
     raise NotImplementedError

@@ -1,26 +1,25 @@
 """
-Exercise 11: a step of AdamW.
+Exercise 11: one step of AdamW.
 
-Gradient descent with a step size for each weight: the mean of the last gradients, divided by their typical size.
+Keep running means of the gradient g and of its square, correct them for having started at 0, and take a step whose
+size is adapted to each weight. Weight decay shrinks the weight itself; it never enters g.
 
-    m -> beta1 m + (1 - beta1) g                     mean of the gradients
-    v -> beta2 v + (1 - beta2) g^2                   mean of their squares
-    m^ = m / (1 - beta1^t)                           both begin at 0; this corrects for it
-    v^ = v / (1 - beta2^t)
-    w -> w - eta lambda w - eta m^ / (sqrt(v^) + eps)
+    m <- beta1 m + (1 - beta1) g               m^ = m / (1 - beta1^t)
+    v <- beta2 v + (1 - beta2) g^2             v^ = v / (1 - beta2^t)
+    w <- w - eta (m^ / (sqrt(v^) + eps) + lambda w)
 
-    w, g, m, v    all of the same shape: weights, their gradient, the two means
-    t             which step this is: 1, 2, 3, ...
-    eta           learning rate; lambda_: weight decay, which is not part of the gradient (the W of AdamW)
+    w, g, m, v  (n, k)   weights, gradient, and the two running means; all have the same shape
+    t           the number of this step: 1, 2, 3, ...
+    eta, beta1, beta2, eps, weight_decay   numbers; weight_decay is lambda
 
-Return new tensors; leave the old ones as they are.
+Return the new w, m and v (n, k), three tensors in this order.
 
-The answer: torch.optim.AdamW; gradus/optim.py says which weights are decayed.
+Common mistake: to return m^ and v^. They are for this step only; the next one needs m and v.
+The answer, for afterwards: torch.optim.AdamW does the step in this repo; `gradus/optim.py` sets it up.
 """
 
 import torch  # noqa: F401
 
 
-def adamw_step(w, g, m, v, t, eta, beta1, beta2, eps, lambda_):
-    """The new w, m and v."""
+def adamw_step(w, g, m, v, t, eta, beta1, beta2, eps, weight_decay):
     raise NotImplementedError

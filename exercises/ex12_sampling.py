@@ -1,24 +1,24 @@
 """
 Exercise 12: draw the next token.
 
-    logits     (V,)   one number for each token of the vocabulary
-    T                 temperature; 0 means: the most likely token, without any chance
-    top_k             only the k most likely tokens can be drawn
-    u                 a random number, at least 0 and less than 1
-    result            the id of the token, an int
+Divide the logits by the temperature, keep the k largest, turn them into probabilities, and draw a token with the given
+random number u: the first one whose cumulative probability is greater than u (inverse CDF).
 
-Set the logits of all but the top_k tokens to minus infinity, turn the logits into probabilities with temperature T, and
-take the first id whose cumulative probability p_0 + p_1 + ... + p_id is more than u. So a token with a probability of
-0.3 is drawn by 30% of all u.
+    p = softmax(x / T), 0 for all but the k largest;    id = the first i with p_0 + ... + p_i > u
 
-Hint: torch.topk, torch.softmax and torch.cumsum are allowed. Divide by T only if it is not 0.
+    x   (V,)   logits
+    T   the temperature; 0 means: take the most likely token
+    k   how many tokens to keep, 1..V
+    u   a random number, at least 0 and less than 1
+    id  ()     a whole number from 0 to V-1: what you return, as an int or a tensor of one number
 
-The answer: `Sampler` in gradus/sampling.py.
+Hint: set the logits outside the top k to -infinity, and keep the order of the tokens. torch.topk, cumsum.
+Common mistake: `>= u` instead of `> u` draws a token of probability 0 if u is 0.
+The answer, for afterwards: `Sampler.distribution` and `Sampler.draw` in gradus/sampling.py.
 """
 
 import torch  # noqa: F401
 
 
-def draw(logits, T, top_k, u):
-    """The id of the next token, an int."""
+def draw(x, T, k, u):
     raise NotImplementedError
