@@ -60,9 +60,9 @@ def rows_of(config):
         name = GROUPS[group][role]
         if role == 'unembedding' and config.tie_weights:
             rows.append(Row(name, group, '', 'the matrix of the embedding, counted there', 0, 0))
-        elif formula != '0':
+        elif weights := accounting.evaluate(formula, sizes):
             numbers = re.sub(r'[a-z_]+', lambda word: f'{sizes[word[0]]:,}', formula)
-            rows.append(Row(name, group, formula, numbers, matrices, accounting.evaluate(formula, sizes)))
+            rows.append(Row(name, group, formula, numbers, matrices, weights))
     return rows
 
 
