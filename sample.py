@@ -75,8 +75,6 @@ def check(cfg):
                              repetition_penalty=(0.01, 100), beams=(0, 1000))
     configurator.check_choice(cfg, dtype=('auto', *parallel.DTYPES), compile=('auto', True, False),
                               quantize=('', 'int8'))
-    if os.path.basename(cfg.checkpoint) != cfg.checkpoint:
-        raise UserError(f'checkpoint={cfg.checkpoint}: expected the name of a file in out_dir')
     ignored = [name for name in DRAWING if getattr(cfg, name) != getattr(SampleConfig, name)]
     if cfg.beams and ignored:
         warn(f"beams={cfg.beams} finds one text and draws no tokens; ignored: {', '.join(ignored)}")

@@ -1,1 +1,1 @@
-"""Twelve exercises; README.md says how to use them."""
+"""Twelve functions to write yourself. README.md says how."""

@@ -1,22 +1,20 @@
 """
-Exercise 6: sine and cosine for positions.
+6. Positions as sines and cosines.
 
-Make a vector of C numbers for each of n positions: sines in the even columns, cosines in the odd ones.
+Attention alone does not know the order of the tokens. So each position gets its own vector, from fast to slow waves:
 
-    PE(pos, 2i)   = sin(pos / 10000^{2i/C})
-    PE(pos, 2i+1) = cos(pos / 10000^{2i/C})
+    PE(pos, 2i)     = sin(pos / 10000^(2i/C))
+    PE(pos, 2i + 1) = cos(pos / 10000^(2i/C))        for i = 0 .. C/2 - 1
 
-    n   number of positions; pos is 0..n-1
-    C   width of a vector, an even number; i is 0..C/2-1
-    PE  (n, C)   what you return
+Shapes: PE (n, C): row pos belongs to position pos = 0 .. n-1. C is even.
 
-Hint: pos as a column (n, 1) times the rates as a row (C/2,) gives all angles (n, C/2).
-Common mistake: all sines first, then all cosines. Here they alternate.
-The answer, for afterwards: `sinusoidal` in model.py.
+Hint: sines stand in the even columns and cosines in the odd ones, alternating. pe[:, 0::2] are the even columns.
+Answer: model.py, `sinusoidal`.
 """
 
-import torch  # noqa: F401
+import torch
 
 
 def positions(n, C):
+    """n: number of positions; C: width of a token's vector, even. Returns PE (n, C), float32."""
     raise NotImplementedError

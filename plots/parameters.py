@@ -134,7 +134,7 @@ def find_config(cfg):
     """The GPTConfig that the settings describe or name, and a name for it. Raises UserError."""
     if cfg.init_from in ('scratch', 'auto'):
         vocab_size = cfg.vocab_size or vocabulary_of(cfg.dataset)
-        return pretrained.config_of(cfg, vocab_size), f'{cfg.n_layer} layers of width {cfg.n_embd:,}'
+        return pretrained.config_of(cfg, vocab_size), f'{cfg.n_layer:,} x {cfg.n_embd:,}'
     source = cfg.out_dir if cfg.init_from == 'resume' else cfg.init_from
     return pretrained.load(source, or_else='scratch, resume').config, os.path.basename(os.path.normpath(source))
 

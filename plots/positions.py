@@ -10,7 +10,7 @@ the cosine of the angle between them. Sine and cosine, and often learned vectors
 
 from dataclasses import dataclass
 
-from gradus import configurator, pretrained
+from gradus import checkpoint, configurator, pretrained
 from gradus.errors import UserError, one_line
 from model import sinusoidal
 from plots import figures
@@ -35,8 +35,11 @@ def table_of(cfg):
     """The vectors (T, C) to draw, at most MOST of them, and what they are."""
     if not cfg.init_from and not cfg.out_dir:
         return sinusoidal(cfg.n, cfg.n_embd), 'sine and cosine'
+    if cfg.init_from:
+        found = pretrained.load(cfg.init_from)
+    else:
+        found = pretrained.load_checkpoint(checkpoint.find(cfg.out_dir))
     source = cfg.init_from or cfg.out_dir
-    found = pretrained.load(source)
     n = min(found.config.block_size, MOST)
     first = f'the first {n:,}, ' if n < found.config.block_size else ''
     if found.config.pos == 'sinusoidal':
