@@ -14,7 +14,6 @@ In a terminal, a single sample is printed as it is generated. Results go to stdo
 import codecs
 import json
 import math
-import os
 import sys
 from dataclasses import dataclass
 from functools import partial

@@ -11,7 +11,6 @@ Hint: the dot product multiplies number by number, then adds up. The bias goes i
 Answer: model.py, `MLP.forward`, which does a whole layer at once.
 """
 
-import torch
 
 
 def neuron(w, b, a):

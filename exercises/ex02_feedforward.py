@@ -11,7 +11,6 @@ Hint: w^l a^{l-1} is a matrix product. The column b^l is added to every column. 
 Answer: mlp_mnist.py, the first lines of `backprop`; model.py, `MLP.forward`, where images are rows.
 """
 
-import torch
 
 
 def feedforward(weights, biases, x):

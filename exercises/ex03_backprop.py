@@ -19,7 +19,6 @@ sum(dim=1, keepdim=True).
 Answer: mlp_mnist.py, `backprop`.
 """
 
-import torch
 
 
 def backprop(weights, biases, x, y):

@@ -13,7 +13,6 @@ Hint: change the tensors themselves, with w -= ... or w.sub_(...). A plain w = w
 Answer: mlp_mnist.py, `update_mini_batch`.
 """
 
-import torch
 
 
 def update_mini_batch(weights, biases, x, y, eta, backprop):

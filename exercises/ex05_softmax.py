@@ -12,7 +12,6 @@ because numerator and denominator shrink by the same factor.
 Answer: gradus/sampling.py, `Sampler.draw`, which calls torch's softmax.
 """
 
-import torch
 
 
 def softmax(z, tau):

@@ -12,7 +12,6 @@ Hint: sines stand in the even columns and cosines in the odd ones, alternating. 
 Answer: model.py, `sinusoidal`.
 """
 
-import torch
 
 
 def positions(n, C):

@@ -12,7 +12,6 @@ grow with the width of the head, and softmax picks a single token.
 Answer: model.py, `CausalSelfAttention.forward`, where torch's scaled_dot_product_attention does it.
 """
 
-import torch
 
 
 def attention(q, k, v):

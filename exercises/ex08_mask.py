@@ -11,7 +11,6 @@ Hint: a token sees itself. 0 * -inf is nan, so multiplying a matrix of zeros and
 Answer: model.py, `CausalSelfAttention.forward`: is_causal; `KVCache.update` builds one with tril.
 """
 
-import torch
 
 
 def mask(T):

@@ -14,7 +14,6 @@ view(B, H, T, D) has the right shape but mixes up the tokens. Here you may call 
 Answer: model.py, `CausalSelfAttention.forward`.
 """
 
-import torch
 
 
 def heads(x, w_qkv, w_o, H):

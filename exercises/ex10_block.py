@@ -12,7 +12,6 @@ Hint: the second line uses the x of the first. What is added to is the plain x, 
 Answer: model.py, `Block.forward`.
 """
 
-import torch
 
 
 def block(x, ln_1, attn, ln_2, mlp):

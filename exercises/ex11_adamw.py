@@ -14,7 +14,6 @@ Hint: m_hat and v_hat undo the start at 0. Return m and v, not m_hat and v_hat. 
 Answer: gradus/optim.py, `build`, which takes torch.optim.AdamW.
 """
 
-import torch
 
 
 def adamw_step(w, g, m, v, t, eta, beta1, beta2, eps, weight_decay):

@@ -15,7 +15,6 @@ u = 0, an id of probability 0 must not be drawn.
 Answer: gradus/sampling.py, `keep_top_k` and `Sampler.draw`.
 """
 
-import torch
 
 
 def sample(logits, tau, k, u):
