@@ -1,1 +1,1 @@
-"""Twelve functions to write yourself. README.md says how."""
+"""Twelve exercises; README.md says how to use them."""

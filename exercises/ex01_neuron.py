@@ -1,18 +1,21 @@
 """
-1. A neuron.
+Exercise 1: a neuron.
 
-It weighs its inputs, adds its bias, and squashes the sum to a number between 0 and 1:
+A neuron multiplies each input by its weight, adds the products and a bias, and squeezes the sum into 0 to 1.
 
-    z = w . a + b        a' = sigma(z) = 1 / (1 + e^-z)
+    a = sigma(w . x + b),    sigma(z) = 1 / (1 + e^-z)
 
-Shapes: w (n,), a (n,), b (); the result is one number, ().
+    w  (n,)   one weight for each input
+    x  (n,)   the inputs
+    b  ()     one number
+    a  ()     one number: what you return
 
-Hint: the dot product multiplies number by number, then adds up. The bias goes inside sigma, not after it.
-Answer: model.py, `MLP.forward`, which does a whole layer at once.
+Common mistake: `w * x` alone is n products. Their sum is missing.
+The answer, for afterwards: `MLP.forward` in model.py, whose layers are many neurons side by side.
 """
 
+import torch  # noqa: F401
 
 
-def neuron(w, b, a):
-    """w: weights (n,); b: bias (); a: activations of the layer before (n,). Returns the neuron's activation ()."""
+def neuron(w, x, b):
     raise NotImplementedError

@@ -1,29 +1,27 @@
 """
-3. The four equations of backpropagation.
+Exercise 3: backpropagation.
 
-The cost of one image is C = |y - a^L|^2 / 2. How does it change with every weight and bias? Go forward and remember
-every a^l, then walk back from the last layer (* is number by number):
+Find the derivative of the cost with respect to every weight and bias, without autograd. The cost of one image is
+C = |y - a^L|^2 / 2; add up the derivatives of all m images. All layers use the sigmoid, sigma'(z) = a (1 - a).
 
-    BP1    delta^L = (a^L - y) * sigma'(z^L)
-    BP2    delta^l = ((w^{l+1})^T delta^{l+1}) * sigma'(z^l)
-    BP3    dC/db^l = delta^l
-    BP4    dC/dw^l = delta^l (a^{l-1})^T
+    BP1    delta^L = (a^L - y) * sigma'(z^L)                            (n_L, m)
+    BP2    delta^l = ((w^{l+1})^T delta^{l+1}) * sigma'(z^l)            (n_l, m)
+    BP3    dC/db^l_j = delta^l_j                                        (n_l, 1), after the sum over images
+    BP4    dC/dw^l_jk = a^{l-1}_k delta^l_j                             (n_l, n_{l-1}), after the sum over images
 
-Return the sums over the m images, not the means.
+    weights  list of w^l (n_l, n_{l-1}), for l = 2..L
+    biases   list of b^l (n_l, 1)
+    x        (n_1, m)   an image in each column
+    y        (n_L, m)   1 for the right digit, else 0
 
-Shapes: x (n_1, m), y (n_L, m), z^l, a^l and delta^l (n_l, m), one image in each column; w^l and nabla_w^l
-(n_l, n_{l-1}); b^l and nabla_b^l (n_l, 1). Both lists go from the first layer with weights (l = 2) to the last.
+Return two lists, nabla_w and nabla_b, in the order and shapes of weights and biases.
 
-Hint: sigma'(z) = sigma(z) (1 - sigma(z)) = a (1 - a). In BP4 the matrix product adds up the images; in BP3 you must:
-sum(dim=1, keepdim=True).
-Answer: mlp_mnist.py, `backprop`.
+Hint: remember a^l of every layer on the way forward. `delta @ a.T` does BP4 and the sum over the images at once.
+The answer, for afterwards: `backprop` in mlp_mnist.py.
 """
 
+import torch  # noqa: F401
 
 
 def backprop(weights, biases, x, y):
-    """
-    weights: list of w^l (n_l, n_{l-1}); biases: list of b^l (n_l, 1); x (n_1, m); y (n_L, m).
-    Returns two lists, nabla_w and nabla_b, with the shapes of weights and biases.
-    """
     raise NotImplementedError

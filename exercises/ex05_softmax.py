@@ -1,19 +1,20 @@
 """
-5. Softmax with temperature.
+Exercise 5: softmax with a temperature.
 
-Turn any V numbers (logits) into V probabilities. A low temperature tau sharpens them, a high one flattens them:
+Turn the logits of each row into probabilities. A low temperature prefers the likely tokens, a high one evens them out.
 
-    p_j = e^{z_j / tau} / sum_k e^{z_k / tau}
+    p_i = e^{x_i / T} / sum_n e^{x_n / T}
 
-Shapes: z (m, V), a distribution in each row; p (m, V). Each row sums to 1.
+    x  (B, V)   logits: a row for each sequence, a column for each token of the vocabulary
+    T  the temperature, a number above 0
+    p  (B, V)   what you return; each row sums to 1
 
-Hint: e^1000 is infinite in float32, and inf / inf is nan. Subtract the row's maximum first: the result is the same,
-because numerator and denominator shrink by the same factor.
-Answer: gradus/sampling.py, `Sampler.draw`, which calls torch's softmax.
+Hint: e^1000 is infinity. Subtract the largest logit of a row from the whole row first; p does not change.
+The answer, for afterwards: `Sampler.distribution` in gradus/sampling.py.
 """
 
+import torch  # noqa: F401
 
 
-def softmax(z, tau):
-    """z: logits (m, V); tau: temperature, a float > 0. Returns probabilities (m, V). Do not call torch.softmax."""
+def softmax(x, T):
     raise NotImplementedError

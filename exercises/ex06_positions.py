@@ -1,19 +1,22 @@
 """
-6. Positions as sines and cosines.
+Exercise 6: sine and cosine for positions.
 
-Attention alone does not know the order of the tokens. So each position gets its own vector, from fast to slow waves:
+Make a vector of C numbers for each of n positions: sines in the even columns, cosines in the odd ones.
 
-    PE(pos, 2i)     = sin(pos / 10000^(2i/C))
-    PE(pos, 2i + 1) = cos(pos / 10000^(2i/C))        for i = 0 .. C/2 - 1
+    PE(pos, 2i)   = sin(pos / 10000^{2i/C})
+    PE(pos, 2i+1) = cos(pos / 10000^{2i/C})
 
-Shapes: PE (n, C): row pos belongs to position pos = 0 .. n-1. C is even.
+    n   number of positions; pos is 0..n-1
+    C   width of a vector, an even number; i is 0..C/2-1
+    PE  (n, C)   what you return
 
-Hint: sines stand in the even columns and cosines in the odd ones, alternating. pe[:, 0::2] are the even columns.
-Answer: model.py, `sinusoidal`.
+Hint: pos as a column (n, 1) times the rates as a row (C/2,) gives all angles (n, C/2).
+Common mistake: all sines first, then all cosines. Here they alternate.
+The answer, for afterwards: `sinusoidal` in model.py.
 """
 
+import torch  # noqa: F401
 
 
 def positions(n, C):
-    """n: number of positions; C: width of a token's vector, even. Returns PE (n, C), float32."""
     raise NotImplementedError

@@ -1,19 +1,21 @@
 """
-7. Q, K, V: attention in one head, without a mask.
+Exercise 7: attention, one head, no mask.
 
-Each token's query is compared with every token's key. The better they match, the more of that token's value it takes:
+Compare every query with every key, turn each row of the result into weights, and take the weighted mean of the values.
 
     Attention(Q, K, V) = softmax(Q K^T / sqrt(D)) V
 
-Shapes: Q, K, V (T, D), one token in each row; Q K^T (T, T), row: who asks, column: who is asked; result (T, D).
+    Q, K, V                    (T, D)   a row for each token
+    Q K^T                      (T, T)   a row for each query, a column for each key
+    softmax(Q K^T / sqrt(D))   (T, T)   each row sums to 1
+    Attention(Q, K, V)         (T, D)   what you return
 
-Hint: each row of weights sums to 1, so the softmax runs over the keys, the last dimension. Without sqrt(D) the logits
-grow with the width of the head, and softmax picks a single token.
-Answer: model.py, `CausalSelfAttention.forward`, where torch's scaled_dot_product_attention does it.
+Hint: softmax runs along the keys, dim=-1. torch.softmax is allowed.
+The answer, for afterwards: `attention_weights` in model.py, with mask='none', times V.
 """
 
+import torch  # noqa: F401
 
 
-def attention(q, k, v):
-    """q, k, v (T, D) each. Returns (T, D). Do not call F.scaled_dot_product_attention."""
+def attention(Q, K, V):
     raise NotImplementedError

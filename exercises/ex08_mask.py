@@ -1,18 +1,20 @@
 """
-8. The mask: no token sees what comes after it.
+Exercise 8: the causal mask.
 
-The mask is added to the logits before the softmax; e^-inf = 0, so those tokens get no weight at all:
+A token must not see the tokens after it. Mask the scores, then turn each row into weights.
 
-    softmax(Q K^T / sqrt(D) + M) V        M_ts = 0 if s <= t, -inf if s > t
+    softmax(S + M),    M_ij = 0 if j <= i, else -infinity
 
-Shapes: M (T, T), row t: who asks, column s: who is asked. M is 0 on the diagonal and below it.
+    S        (T, T)   Q K^T / sqrt(D): a row for each query i, a column for each key j
+    M        (T, T)
+    weights  (T, T)   what you return: 0 above the diagonal; each row sums to 1
 
-Hint: a token sees itself. 0 * -inf is nan, so multiplying a matrix of zeros and ones by -inf fails.
-Answer: model.py, `CausalSelfAttention.forward`: is_causal; `KVCache.update` builds one with tril.
+Common mistake: to set the weights to 0 after the softmax. The rows then no longer sum to 1.
+The answer, for afterwards: `attention_weights` in model.py.
 """
 
+import torch  # noqa: F401
 
 
-def mask(T):
-    """T: number of tokens. Returns M (T, T), float32: 0 where a token may look, -inf where it may not."""
+def masked_weights(S):
     raise NotImplementedError

@@ -1,21 +1,26 @@
 """
-9. Many heads.
+Exercise 9: many heads.
 
-H heads look at the same tokens, each in its own part of the vector, of width D = C / H. For head h:
+Compute Q, K and V of all tokens, cut them into H heads of width D = C / H, let each head attend on its own, causally,
+put the answers side by side, and mix them with W_O.
 
-    Q, K, V = x W_Q^T, x W_K^T, x W_V^T        head_h = softmax(Q_h K_h^T / sqrt(D) + M) V_h
-    output  = (head_1 | head_2 | ... | head_H) W_O^T        (heads side by side)
+    Q = x W_Q,  K = x W_K,  V = x W_V
+    head_h = softmax(Q_h K_h^T / sqrt(D) + M) V_h
+    MultiHead(x) = [head_1, ..., head_H] W_O
 
-Shapes: x (B, T, C); W_qkv (3C, C): W_Q on top of W_K on top of W_V, (C, C) each; W_O (C, C); M (T, T), the mask of
-exercise 8. Q, K, V (B, T, C) each, split into heads (B, H, T, D). The result is (B, T, C). There are no biases.
+    x                   (B, T, C)
+    W_Q, W_K, W_V, W_O  (C, C)
+    H                   number of heads; head h has columns h D to (h+1) D - 1 of Q, K and V
+    Q_h, K_h, V_h       (B, T, D), or all heads at once (B, H, T, D)
+    M                   (T, T)      the causal mask of exercise 8
+    MultiHead(x)        (B, T, C)   what you return
 
-Hint: head h owns the columns hD .. (h+1)D - 1. Split with view(B, T, H, D), then transpose(1, 2). A direct
-view(B, H, T, D) has the right shape but mixes up the tokens. Here you may call F.scaled_dot_product_attention.
-Answer: model.py, `CausalSelfAttention.forward`.
+Common mistake: `Q.view(B, H, T, D)` mixes tokens with one another. It is `Q.view(B, T, H, D).transpose(1, 2)`.
+The answer, for afterwards: `CausalSelfAttention.forward` in model.py.
 """
 
+import torch  # noqa: F401
 
 
-def heads(x, w_qkv, w_o, H):
-    """x (B, T, C); w_qkv (3C, C); w_o (C, C); H: number of heads. Returns (B, T, C)."""
+def multi_head(x, W_Q, W_K, W_V, W_O, H):
     raise NotImplementedError

@@ -1,24 +1,25 @@
 """
-11. One step of AdamW.
+Exercise 11: one step of AdamW.
 
-Remember the mean of recent gradients g, and of their squares; step by the first divided by the root of the second.
-Weight decay pulls w towards 0 on its own (decoupled): it never enters the gradient.
+Keep running means of the gradient g and of its square, correct them for having started at 0, and take a step whose
+size is adapted to each weight. Weight decay shrinks the weight itself; it never enters g.
 
-    m -> beta1 m + (1 - beta1) g          m_hat = m / (1 - beta1^t)
-    v -> beta2 v + (1 - beta2) g^2        v_hat = v / (1 - beta2^t)
-    w -> w - eta lambda w - eta m_hat / (sqrt(v_hat) + eps)
+    m <- beta1 m + (1 - beta1) g               m^ = m / (1 - beta1^t)
+    v <- beta2 v + (1 - beta2) g^2             v^ = v / (1 - beta2^t)
+    w <- w - eta (m^ / (sqrt(v^) + eps) + lambda w)
 
-Shapes: w, g, m, v all have one shape, whatever it is. t counts the steps from 1; m and v are 0 before the first.
+    w, g, m, v  (n, k)   weights, gradient, and the two running means; all have the same shape
+    t           the number of this step: 1, 2, 3, ...
+    eta, beta1, beta2, eps, weight_decay   numbers; weight_decay is lambda
 
-Hint: m_hat and v_hat undo the start at 0. Return m and v, not m_hat and v_hat. lambda w uses the w before the step.
-Answer: gradus/optim.py, `build`, which takes torch.optim.AdamW.
+Return the new w, m and v (n, k), three tensors in this order.
+
+Common mistake: to return m^ and v^. They are for this step only; the next one needs m and v.
+The answer, for afterwards: torch.optim.AdamW does the step in this repo; `gradus/optim.py` sets it up.
 """
 
+import torch  # noqa: F401
 
 
 def adamw_step(w, g, m, v, t, eta, beta1, beta2, eps, weight_decay):
-    """
-    w: weights, g: their gradient, m, v: the two memories, all the same shape; t: number of this step, from 1;
-    eta, beta1, beta2, eps, weight_decay (lambda): floats. Returns the new w, m, v.
-    """
     raise NotImplementedError

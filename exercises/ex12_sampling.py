@@ -1,22 +1,24 @@
 """
-12. Sampling: from logits to the next token.
+Exercise 12: draw the next token.
 
-Sharpen or flatten with the temperature tau, keep the k most likely ids, then draw with a random number u from [0, 1):
+Divide the logits by the temperature, keep the k largest, turn them into probabilities, and draw a token with the given
+random number u: the first one whose cumulative probability is greater than u (inverse CDF).
 
-    z -> z / tau        z_j -> -inf unless among the k largest        p = softmax(z)
-    the id is the first j with p_0 + p_1 + ... + p_j > u        (inverse CDF)
+    p = softmax(x / T), 0 for all but the k largest;    id = the first i with p_0 + ... + p_i > u
 
-tau = 0 means the most likely id. k = 0 keeps all.
+    x   (V,)   logits
+    T   the temperature; 0 means: take the most likely token
+    k   how many tokens to keep, 1..V
+    u   a random number, at least 0 and less than 1
+    id  ()     a whole number from 0 to V-1: what you return, as an int or a tensor of one number
 
-Shapes: logits (V,), p (V,), the cumulative sums (V,); the result is one id, 0 .. V-1.
-
-Hint: torch.cumsum makes the sums. Sum in the order of the ids, not of the probabilities. It is > u, not >= u: with
-u = 0, an id of probability 0 must not be drawn.
-Answer: gradus/sampling.py, `keep_top_k` and `Sampler.draw`.
+Hint: set the logits outside the top k to -infinity, and keep the order of the tokens. torch.topk, cumsum.
+Common mistake: `>= u` instead of `> u` draws a token of probability 0 if u is 0.
+The answer, for afterwards: `Sampler.distribution` and `Sampler.draw` in gradus/sampling.py.
 """
 
+import torch  # noqa: F401
 
 
-def sample(logits, tau, k, u):
-    """logits (V,); tau: temperature, a float >= 0; k: an int >= 0; u: a float, 0 <= u < 1. Returns the id, an int."""
+def draw(x, T, k, u):
     raise NotImplementedError
