@@ -1,0 +1,81 @@
+"""page/engine.js in node against PyTorch: the same logits, with and without a cache, in every dtype."""
+
+import base64
+import json
+import os
+import shutil
+import subprocess
+from dataclasses import asdict
+
+import pytest
+import torch
+from test_model import KINDS, TINY, random_model
+
+from gradus.inference import Int8Linear
+
+ENGINE = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), 'page', 'engine.js')
+IDS = [3, 1, 4, 1, 5, 9, 2, 6, 5]
+SCRIPT = """
+const {GPT, KVCache} = require(process.argv[1]);
+const {models, ids} = JSON.parse(require('fs').readFileSync(0, 'utf-8'));
+const results = {};
+for (const [name, {header, data}] of Object.entries(models)) {
+  const model = new GPT(header, Uint8Array.from(Buffer.from(data, 'base64')).buffer);
+  const result = {all: Array.from(model.forward(ids, null, {all: true}))};
+  if (header.config.mask === 'causal') {              // in three pieces: 4 tokens, 1, the rest
+    const cache = new KVCache(header.config);
+    result.cached = [[0, 4], [4, 5], [5, ids.length]].flatMap(
+      ([from, to]) => Array.from(model.forward(ids.slice(from, to), cache, {all: true})));
+  }
+  results[name] = result;
+}
+console.log(JSON.stringify(results));
+"""
+
+
+def pack(model, dtype):
+    """A model as the engine reads it: header and base64 of the weights. int8: the matrices of each Linear."""
+    data = b''
+    tensors = {}
+    for name, tensor in model.state_dict().items():
+        entry = dict(dtype='f32', shape=list(tensor.shape), offset=len(data))
+        if dtype == 'f16':
+            entry['dtype'] = 'f16'
+            tensor = tensor.half()
+        if dtype == 'int8' and tensor.dim() == 2 and 'transformer.w' not in name:
+            linear = torch.nn.Linear(tensor.size(1), tensor.size(0), bias=False)
+            linear.weight.data = tensor
+            quantized = Int8Linear(linear)
+            entry.update(dtype='int8', offset=len(data) + 4 * len(tensor), scales=len(data))
+            data += quantized.scale.numpy().tobytes()
+            tensor = quantized.weight
+        data += tensor.numpy().tobytes()
+        data += bytes(-len(data) % 4)
+        tensors[name] = entry
+    return dict(header=dict(config=asdict(model.config), tensors=tensors), data=base64.b64encode(data).decode())
+
+
+def run_node(models):
+    node = shutil.which('node')
+    if node is None:
+        pytest.skip('node is not installed')
+    done = subprocess.run([node, '-e', SCRIPT, ENGINE], input=json.dumps(dict(models=models, ids=IDS)),
+                          capture_output=True, encoding='utf-8', timeout=120)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@torch.no_grad()
+def expected(model):
+    idx = torch.tensor([IDS])
+    return model(idx, idx)[0].flatten()
+
+
+def test_logits_are_those_of_pytorch():
+    models = {kind: random_model(kind).float() for kind in KINDS}
+    results = run_node({kind: pack(model, 'f32') for kind, model in models.items()})
+    for kind, model in models.items():
+        for logits in results[kind].values():
+            torch.testing.assert_close(torch.tensor(logits), expected(model), atol=1e-4, rtol=1e-4, msg=kind)
+    # The comparison can fail: another kind's logits are not these.
+    assert not torch.allclose(torch.tensor(results['gpt2']['all']), expected(models['rotary']), atol=1e-1)
