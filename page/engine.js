@@ -213,7 +213,7 @@ class GPT {
     if (cache) cache.length += T;
 
     x = this.norm(all ? x : x.subarray((T - 1) * C), 'transformer.ln_f');
-    const head = this.weights[c.tie_weights ? 'transformer.wte.weight' : 'lm_head.weight'];
+    const head = this.weights['lm_head.weight'] || this.weights['transformer.wte.weight'];  // the latter if tied
     return linear(x, all ? T : 1, head);                                        // (V) or (T, V)
   }
 
@@ -305,4 +305,80 @@ function softmax(row, first, end) {
 }
 
 
-if (typeof module !== 'undefined') module.exports = {GPT, KVCache};
+// From logits to the next token: gradus/sampling.py.
+
+/** Numbers from 0 to below 1 that depend on the seed alone: mulberry32, 32 bits each. */
+function randomNumbers(seed) {
+  let state = seed >>> 0;
+  return () => {
+    state = (state + 0x6D2B79F5) | 0;
+    let z = Math.imul(state ^ (state >>> 15), state | 1);
+    z ^= z + Math.imul(z ^ (z >>> 7), z | 61);
+    return ((z ^ (z >>> 14)) >>> 0) / 2 ** 32;
+  };
+}
+
+/** temperature: 0 takes the most likely id; topK 0 and topP 1 do nothing. */
+class Sampler {
+  constructor({temperature = 1, topK = 0, topP = 1, seed = 0} = {}) {
+    Object.assign(this, {temperature, topK, topP, random: randomNumbers(seed)});
+  }
+
+  /** How likely each id is to be drawn: (V). Ids that topP leaves out are 0, so the rest may sum to less than 1. */
+  distribution(logits) {
+    const most = logits.reduce((a, b) => Math.max(a, b));
+    if (!Number.isFinite(most)) throw new Error('the model computes NaN or infinity');
+    const scores = Float64Array.from(logits, (x) => (x - most) / this.temperature);
+    if (this.topK && this.topK < scores.length) {
+      const smallest = scores.slice().sort()[scores.length - this.topK];
+      for (let i = 0; i < scores.length; i++) if (scores[i] < smallest) scores[i] = -Infinity;
+    }
+    softmax(scores, 0, scores.length);
+    if (this.topP < 1) {
+      const ids = Array.from(scores.keys()).sort((a, b) => scores[b] - scores[a] || a - b);
+      let before = 0;
+      ids.forEach((id, i) => {
+        const p = scores[id];
+        if (i > 0 && before >= this.topP) scores[id] = 0;   // the ids before this one already reach topP
+        before += p;
+      });
+    }
+    return scores;
+  }
+
+  choose(logits) {
+    if (this.temperature === 0) return logits.reduce((best, x, i) => x > logits[best] ? i : best, 0);
+    const probs = this.distribution(logits);
+    let u = this.random() * probs.reduce((a, b) => a + b), last = 0;
+    for (let i = 0; i < probs.length; i++) {
+      if (probs[i] === 0) continue;
+      last = i;
+      u -= probs[i];
+      if (u < 0) break;
+    }
+    return last;
+  }
+}
+
+/** Yields ids that follow `ids`, endlessly, as GPT.stream of model.py. Ids >= vocabulary are padding, never chosen. */
+function* generate(model, ids, sampler, vocabulary = model.config.vocab_size) {
+  const size = model.config.block_size;
+  const cache = model.config.mask === 'causal' ? new KVCache(model.config) : null;
+  ids = Array.from(ids);
+  let unread = ids.slice(-size);
+  while (true) {
+    if (!cache) {
+      unread = ids.slice(-size);
+    } else if (cache.length + unread.length > size) { // full: read the newer half again
+      cache.length = 0;
+      unread = ids.slice(-((size + 1) >> 1));
+    }
+    const id = sampler.choose(model.forward(unread, cache).subarray(0, vocabulary));
+    unread = [id];
+    ids.push(id);
+    yield id;
+  }
+}
+
+
+if (typeof module !== 'undefined') module.exports = {GPT, KVCache, Sampler, generate};

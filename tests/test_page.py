@@ -9,14 +9,14 @@ from dataclasses import asdict
 
 import pytest
 import torch
-from test_model import KINDS, TINY, random_model
+from test_model import KINDS, random_model
 
-from gradus.inference import Int8Linear
+from gradus.inference import Int8Linear, replace_linear
 
 ENGINE = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), 'page', 'engine.js')
 IDS = [3, 1, 4, 1, 5, 9, 2, 6, 5]
 SCRIPT = """
-const {GPT, KVCache} = require(process.argv[1]);
+const {GPT, KVCache, Sampler, generate} = require(process.argv[1]);
 const {models, ids} = JSON.parse(require('fs').readFileSync(0, 'utf-8'));
 const results = {};
 for (const [name, {header, data}] of Object.entries(models)) {
@@ -27,7 +27,8 @@ for (const [name, {header, data}] of Object.entries(models)) {
     result.cached = [[0, 4], [4, 5], [5, ids.length]].flatMap(
       ([from, to]) => Array.from(model.forward(ids.slice(from, to), cache, {all: true})));
   }
-  results[name] = result;
+  const steps = generate(model, ids, new Sampler({temperature: 0}));
+  results[name] = {logits: result, tokens: Array.from({length: 50}, () => steps.next().value)};
 }
 console.log(JSON.stringify(results));
 """
@@ -75,7 +76,21 @@ def test_logits_are_those_of_pytorch():
     models = {kind: random_model(kind).float() for kind in KINDS}
     results = run_node({kind: pack(model, 'f32') for kind, model in models.items()})
     for kind, model in models.items():
-        for logits in results[kind].values():
+        for logits in results[kind]['logits'].values():
             torch.testing.assert_close(torch.tensor(logits), expected(model), atol=1e-4, rtol=1e-4, msg=kind)
+        tokens = model.generate(torch.tensor([IDS]), 50)[0, len(IDS):].tolist()   # beyond block_size = 16
+        assert results[kind]['tokens'] == tokens, kind
     # The comparison can fail: another kind's logits are not these.
-    assert not torch.allclose(torch.tensor(results['gpt2']['all']), expected(models['rotary']), atol=1e-1)
+    assert not torch.allclose(torch.tensor(results['gpt2']['logits']['all']), expected(models['rotary']), atol=1e-1)
+
+
+@pytest.mark.parametrize('dtype', ['f16', 'int8'])
+def test_smaller_dtypes_compute_what_pytorch_does(dtype):
+    models = {kind: random_model(kind).float() for kind in ('gpt2', 'modern', 'rotary')}
+    results = run_node({kind: pack(model, dtype) for kind, model in models.items()})
+    for kind, model in models.items():
+        exact = expected(model)
+        model = replace_linear(model, Int8Linear) if dtype == 'int8' else model.half().float()
+        got = torch.tensor(results[kind]['logits']['all'])
+        torch.testing.assert_close(got, expected(model), atol=1e-3, rtol=1e-3, msg=kind)
+        assert not torch.allclose(got, exact, atol=1e-5)      # the dtype does make a difference
