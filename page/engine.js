@@ -327,7 +327,6 @@ class Sampler {
   /** How likely each id is to be drawn: (V). Ids that topP leaves out are 0, so the rest may sum to less than 1. */
   distribution(logits) {
     const most = logits.reduce((a, b) => Math.max(a, b));
-    if (!Number.isFinite(most)) throw new Error('the model computes NaN or infinity');
     const scores = Float64Array.from(logits, (x) => (x - most) / this.temperature);
     if (this.topK && this.topK < scores.length) {
       const smallest = scores.slice().sort()[scores.length - this.topK];
@@ -347,6 +346,9 @@ class Sampler {
   }
 
   choose(logits) {
+    if (!Number.isFinite(logits.reduce((a, b) => Math.max(a, b)))) {
+      throw new Error('the model computes NaN or infinity: its weights are too large; use another checkpoint');
+    }
     if (this.temperature === 0) return logits.reduce((best, x, i) => x > logits[best] ? i : best, 0);
     const probs = this.distribution(logits);
     let u = this.random() * probs.reduce((a, b) => a + b), last = 0;

@@ -12,6 +12,7 @@ import torch
 from test_model import KINDS, random_model
 
 from gradus.inference import Int8Linear, replace_linear
+from gradus.sampling import Sampler
 
 ENGINE = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), 'page', 'engine.js')
 IDS = [3, 1, 4, 1, 5, 9, 2, 6, 5]
@@ -56,11 +57,15 @@ def pack(model, dtype):
     return dict(header=dict(config=asdict(model.config), tensors=tensors), data=base64.b64encode(data).decode())
 
 
-def run_node(models):
+def node_path():
     node = shutil.which('node')
     if node is None:
         pytest.skip('node is not installed')
-    done = subprocess.run([node, '-e', SCRIPT, ENGINE], input=json.dumps(dict(models=models, ids=IDS)),
+    return node
+
+
+def run_node(models):
+    done = subprocess.run([node_path(), '-e', SCRIPT, ENGINE], input=json.dumps(dict(models=models, ids=IDS)),
                           capture_output=True, encoding='utf-8', timeout=120)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -94,3 +99,21 @@ def test_smaller_dtypes_compute_what_pytorch_does(dtype):
         got = torch.tensor(results[kind]['logits']['all'])
         torch.testing.assert_close(got, expected(model), atol=1e-3, rtol=1e-3, msg=kind)
         assert not torch.allclose(got, exact, atol=1e-5)      # the dtype does make a difference
+
+
+def test_sampler_has_the_distribution_of_python():
+    settings = [(1.0, 0, 1.0), (0.7, 5, 1.0), (1.5, 0, 0.6), (0.8, 3, 0.5), (1.0, 0, 0.0), (1.0, 2, 1.0)]
+    logits = [0.5, 2.0, -1.0, 2.0, 0.0, 1.0, 1.0, -3.0]       # with ties
+    script = """
+    const {Sampler} = require(process.argv[1]);
+    const {settings, logits} = JSON.parse(require('fs').readFileSync(0, 'utf-8'));
+    console.log(JSON.stringify(settings.map(([temperature, topK, topP]) =>
+      Array.from(new Sampler({temperature, topK, topP}).distribution(Float32Array.from(logits))))));
+    """
+    done = subprocess.run([node_path(), '-e', script, ENGINE], encoding='utf-8', capture_output=True, timeout=60,
+                          input=json.dumps(dict(settings=settings, logits=logits)))
+    assert done.returncode == 0, done.stderr
+    for (temperature, k, p), got in zip(settings, json.loads(done.stdout), strict=True):
+        probs = Sampler(temperature, k, p).distribution(torch.tensor([logits], dtype=torch.float64))[0]
+        torch.testing.assert_close(torch.tensor(got, dtype=torch.float64), probs, atol=1e-9, rtol=0)
+    assert got != json.loads(done.stdout)[0]                  # settings do make a difference
