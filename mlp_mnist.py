@@ -175,6 +175,8 @@ def load_images(cfg, worker):
 
 def build(args, source, weights):
     """The MLP that `args` describe, with the weights of the checkpoint `source`. Raises UserError."""
+    if 'n_layer' in args:
+        raise UserError(f'{source}: a GPT; expected a digit network, which mlp_mnist.py trains')
     try:
         with torch.device('meta'):                    # costs no memory, whatever the sizes claim to be
             MLP(**args).load_state_dict(weights, assign=True)

@@ -18,7 +18,7 @@ def start(cfg, first_step):
 
 
 class Wandb:
-    """A run of Weights & Biases with these settings. Raises UserError if the package is missing."""
+    """A run of Weights & Biases with these settings. Raises UserError if the package is missing, or cannot start."""
 
     def __init__(self, cfg):
         try:
@@ -26,7 +26,10 @@ class Wandb:
         except ImportError as e:
             raise UserError('wandb_log=True needs wandb; pip install wandb, or use --wandb_log=False') from e
         self.wandb = wandb
-        wandb.init(project=cfg.wandb_project, name=cfg.wandb_run_name, config=asdict(cfg))
+        try:
+            wandb.init(project=cfg.wandb_project, name=cfg.wandb_run_name, config=asdict(cfg))
+        except Exception as e:                        # not logged in, no network: its errors have no class in common
+            raise UserError(f'wandb_log=True: {one_line(e) or type(e).__name__}; use --wandb_log=False') from e
 
     def log(self, record, step):
         self.wandb.log(record, step=step)

@@ -105,6 +105,8 @@ def load_chosen(cfg):
     The model that the settings init_from, out_dir, checkpoint and dataset choose: a line about it, the GPT, on the CPU,
     and its tokenizer. Raises UserError.
     """
+    if os.path.basename(cfg.checkpoint) != cfg.checkpoint:
+        raise UserError(f'checkpoint={cfg.checkpoint}: expected the name of a file in out_dir')
     if cfg.init_from != 'resume':
         found = load(cfg.init_from)
     elif cfg.out_dir:

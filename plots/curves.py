@@ -42,7 +42,7 @@ def draw(runs, x='iter'):
     """The picture of these runs, a matplotlib Figure: three panels over `x`. Raises UserError if a run has no `x`."""
     x, x_label = X[x]
     for run in runs:
-        if not any(x in record for record in run.records):
+        if not any(is_number(record.get(x)) for record in run.records):
             raise UserError(f'x={x}: {run.folder} does not log it; expected --x=iter or --x=seconds')
     groups = group(runs)
     figure = figures.new_figure(8, 7 + 0.1 * len(groups))
@@ -162,6 +162,8 @@ def draw_line(axes, runs, style):
     elif 'marker' not in style:
         at = thinned(np.arange(len(grid)))
         grid, mean = grid[at], mean[at]
+    if len(grid) == 1:                                # a line through one point would not be seen
+        style = marked(style)
     axes.plot(grid, mean, **{'linewidth': 1.2, 'markevery': max(1, len(grid) // 20), **style})
 
 

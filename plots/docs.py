@@ -27,7 +27,7 @@ class Settings:
 
 # What is trained. A run that is there already is not trained again.
 RUNS = {
-    'out-neurons': 'mlp_mnist.py --sizes=784-10 --epochs=3',
+    'out-neurons': 'mlp_mnist.py --sizes=784-10 --cost=quadratic --epochs=3',
     'out-3b1b': 'mlp_mnist.py config/mnist_3b1b.py --epochs=3',
     'out-mnist': 'mlp_mnist.py',
     'out-shakespeare-char-cpu': 'train.py config/shakespeare_char_cpu.py --sample_interval=50 --eval_interval=31',

@@ -214,6 +214,8 @@ def printable_ids(words):
         text = words.tokenizer.decode_bytes([i]).decode('utf-8', errors='replace')
         if text.isprintable() and text != '\ufffd' and len(ids) < MOST:
             ids.append(i)
+    if not ids:
+        raise UserError('none of the tokens can be printed; expected words: --nearest=king')
     return ids
 
 

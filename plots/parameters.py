@@ -60,9 +60,9 @@ def rows_of(config):
         name = GROUPS[group][role]
         if role == 'unembedding' and config.tie_weights:
             rows.append(Row(name, group, '', 'the matrix of the embedding, counted there', 0, 0))
-        elif formula != '0':
+        elif weights := accounting.evaluate(formula, sizes):
             numbers = re.sub(r'[a-z_]+', lambda word: f'{sizes[word[0]]:,}', formula)
-            rows.append(Row(name, group, formula, numbers, matrices, accounting.evaluate(formula, sizes)))
+            rows.append(Row(name, group, formula, numbers, matrices, weights))
     return rows
 
 
@@ -134,7 +134,7 @@ def find_config(cfg):
     """The GPTConfig that the settings describe or name, and a name for it. Raises UserError."""
     if cfg.init_from in ('scratch', 'auto'):
         vocab_size = cfg.vocab_size or vocabulary_of(cfg.dataset)
-        return pretrained.config_of(cfg, vocab_size), f'{cfg.n_layer} layers of width {cfg.n_embd:,}'
+        return pretrained.config_of(cfg, vocab_size), f'{cfg.n_layer:,} x {cfg.n_embd:,}'
     source = cfg.out_dir if cfg.init_from == 'resume' else cfg.init_from
     return pretrained.load(source, or_else='scratch, resume').config, os.path.basename(os.path.normpath(source))
 

@@ -10,7 +10,7 @@ the cosine of the angle between them. Sine and cosine, and often learned vectors
 
 from dataclasses import dataclass
 
-from gradus import configurator, pretrained
+from gradus import checkpoint, configurator, pretrained
 from gradus.errors import UserError, one_line
 from model import sinusoidal
 from plots import figures
@@ -28,23 +28,31 @@ class Settings:
     out: str = 'positions.png'        # picture to write: .png, .svg or .pdf
 
 
+MOST = 4096                           # positions in a picture: every pair of them is compared
+
+
 def table_of(cfg):
-    """The vectors (T, C) to draw, and what they are."""
+    """The vectors (T, C) to draw, at most MOST of them, and what they are."""
     if not cfg.init_from and not cfg.out_dir:
         return sinusoidal(cfg.n, cfg.n_embd), 'sine and cosine'
+    if cfg.init_from:
+        found = pretrained.load(cfg.init_from)
+    else:
+        found = pretrained.load_checkpoint(checkpoint.find(cfg.out_dir))
     source = cfg.init_from or cfg.out_dir
-    found = pretrained.load(source)
+    n = min(found.config.block_size, MOST)
+    first = f'the first {n:,}, ' if n < found.config.block_size else ''
     if found.config.pos == 'sinusoidal':
-        return sinusoidal(found.config.block_size, found.config.n_embd), f'sine and cosine, of {source}'
+        return sinusoidal(n, found.config.n_embd), f'{first}sine and cosine, of {source}'
     if found.config.pos != 'learned':
         raise UserError(f'{source}: pos={found.config.pos}, which adds no vector to a position; '
                         'expected a model with pos=learned or pos=sinusoidal')
-    return found.weights['transformer.wpe.weight'].float(), f'learned by {source}'
+    return found.weights['transformer.wpe.weight'][:n].float(), f'{first}learned by {source}'
 
 
 def main(cfg):
     figures.check_out(cfg.out)
-    configurator.check_range(cfg, n=(2, 4096), n_embd=(2, 4096))
+    configurator.check_range(cfg, n=(2, MOST), n_embd=(2, 4096))
     table, about = table_of(cfg)                                                # (T, C)
     direction = table / table.norm(dim=1, keepdim=True).clamp_min(1e-9)
     cosines = direction @ direction.T                                           # (T, T)

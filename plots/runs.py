@@ -12,6 +12,7 @@ from plots import figures
 
 # Settings that may differ between runs of one group: they change the names of files, and what chance decides.
 NAMES_AND_CHANCE = ('seed', 'out_dir', 'wandb_log', 'wandb_project', 'wandb_run_name', 'tensorboard_log')
+LONGEST = 60                          # characters of a name in a picture
 
 
 @dataclass
@@ -58,8 +59,14 @@ def _is_digits(folder, records):
 
 
 def plain(text):
-    """Text that matplotlib draws as it is: $ begins no formula, and _ in front does not hide it from the legend."""
-    text = figures.drawable(printable(text))
+    """
+    Text that matplotlib draws as it is: $ begins no formula, and _ in front does not hide it from the legend. The
+    middle of a long one is left out, because names often differ at their ends.
+    """
+    text = printable(text)
+    if len(text) > LONGEST:
+        text = f'{text[:LONGEST // 2]}…{text[-LONGEST // 2:]}'
+    text = figures.drawable(text)
     return f' {text}' if text.startswith('_') else text
 
 

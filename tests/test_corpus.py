@@ -178,7 +178,7 @@ def test_ids_do_not_depend_on_the_pieces(texts, chunk, block, many, fraction, ki
     try:
         found = prepare(texts, 'char' if kind == 'char' else spec, **options)
     except UserError as e:
-        assert 'expected some in both parts' in str(e)
+        assert 'expected some in both parts' in str(e) or 'the text gives no tokens' in str(e)
         return
     assert found == expected(texts, spec, fraction, many)
     assert read_meta('d')['tokenizer'] == spec

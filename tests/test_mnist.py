@@ -297,7 +297,7 @@ WRONG_FILES = [
     ('--init_from=resume --out_dir=broken', 'broken/ckpt.pt: damaged'),
     ('--predict=test:1 --out_dir=broken', 'broken/ckpt.pt: damaged'),
     ('--predict=test:1', 'out-mnist/ckpt.pt: not found'),
-    ('--predict=test:1 --out_dir=gpt', 'gpt/ckpt.pt: expected a digit network'),
+    ('--predict=test:1 --out_dir=gpt', 'gpt/ckpt.pt: a GPT; expected a digit network'),
     ('--predict=test:1 --out_dir=small', 'small/ckpt.pt: sizes=[100, 10]; expected 784 pixels'),
     *[(f'--predict=test:{n} --out_dir=run', f'test:{n}: expected test:0 to test:99')
       for n in ('100', '10000', '-1', 'x', '', '²')],

@@ -47,7 +47,7 @@ def train_two(out_dir, *flags, script=REPO / 'train.py'):
 
 def losses(out_dir):
     """(iteration, loss or validation loss) for each line of the log."""
-    return [(r['iter'], r.get('loss', r.get('val_loss'))) for r in read_log(out_dir)]
+    return [(r['iter'], r.get('loss', r.get('val_loss'))) for r in read_log(out_dir) if 'update_ratio' not in r]
 
 
 # ---------------------------------------------------------------------------- several processes

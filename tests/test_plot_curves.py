@@ -253,3 +253,28 @@ def test_errors_are_one_line(tmp_path, monkeypatch):
     assert not (tmp_path / 'curves.png').exists()
     draw_with(text)
     assert (tmp_path / 'curves.png').read_bytes().startswith(b'\x89PNG')
+
+
+def test_a_single_loss_is_seen(tmp_path):
+    """A line needs two points. With more it has no dots."""
+    for n, marker in ((1, 'o'), (2, 'None')):
+        run = write_run(tmp_path / str(n), [dict(iter=i, loss=4.0) for i in range(n)])
+        line = next(line for line in curves.draw(load(run)).axes[0].lines if len(line.get_xdata()) == n)
+        assert line.get_marker() == marker
+
+
+def test_a_long_name_leaves_room_for_the_curves(tmp_path):
+    """Its middle is left out, because names often differ at their ends."""
+    pair = [write_run(tmp_path / ('long' * 50 + end), text_log()) for end in ('-a', '-b')]
+    figure = curves.draw(load(*pair))
+    figure.draw_without_rendering()
+    assert figure.axes[0].get_window_extent().height > 200
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels[0].endswith('…' + 'long' * 7 + '-a') and labels[1].endswith('-b')
+
+
+def test_an_x_without_numbers_is_refused(tmp_path):
+    run = write_run(tmp_path / 'a', [dict(iter=1, loss=4.0, tokens='many')])
+    with pytest.raises(UserError, match='x=tokens'):
+        curves.draw(load(run), 'tokens')
+    assert curves.draw(load(run), 'iter')

@@ -173,7 +173,7 @@ def test_an_image_file_of_any_name(place, drawn):
 
 @pytest.mark.parametrize('args, expected', [
     ('--out_dir=none', 'none/ckpt.pt: not found'),
-    ('--out_dir=gpt', 'gpt/ckpt.pt: expected a digit network of mlp_mnist.py'),
+    ('--out_dir=gpt', 'gpt/ckpt.pt: a GPT; expected a digit network'),
     ('--out_dir=rest', 'rest/ckpt.pt: n_train: expected int, found None'),
     ('--out_dir=huge', 'huge/ckpt.pt: an activation is not finite'),
     ('--out_dir=run --image=test:100', 'test:100: expected test:0 to test:99'),

@@ -6,7 +6,7 @@ import torch
 from test_plot_attention import CHARS, draw, refused, write_model
 
 from gradus.errors import UserError
-from gradus.tokenizer import ByteTokenizer
+from gradus.tokenizer import ByteTokenizer, CharTokenizer
 from plots import embeddings
 
 
@@ -120,3 +120,9 @@ def test_weights_that_are_no_numbers(words):
     Model.transformer.wte.weight.data[0, 0] = float('inf')
     with pytest.raises(UserError, match='NaN or infinity'):
         embeddings.Words(Model, FiveWords())
+
+
+def test_tokens_that_cannot_be_printed(tmp_path):
+    pytest.importorskip('matplotlib')
+    write_model(tmp_path / 'm.pt', CharTokenizer('\n\t'))
+    assert 'none of the tokens can be printed' in refused(embeddings, tmp_path / 'm.pt')

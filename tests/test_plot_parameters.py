@@ -152,3 +152,9 @@ def test_refused_in_one_line(args, expected, monkeypatch):
     assert done.returncode == 2
     assert done.stderr.count('\n') == 1
     assert expected in done.stderr
+
+
+def test_no_row_without_weights():
+    with_norm, without = (GPTConfig(norm=norm, bias=False, tie_weights=False) for norm in ('layernorm', 'none'))
+    assert [row.name for row in parameters.rows_of(with_norm)][-1] == 'norm'
+    assert all(row.weights for row in parameters.rows_of(without))

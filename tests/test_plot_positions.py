@@ -3,6 +3,7 @@
 import pytest
 import torch
 from conftest import flags_of, run_main
+from test_plot_attention import write_model
 
 import train
 from gradus import configurator
@@ -44,3 +45,17 @@ def test_rotary_positions_add_nothing(place):
     assert run_main(train, *flags_of(max_iters=1, eval_iters=1)).returncode == 0
     with pytest.raises(UserError, match='pos=rotary, which adds no vector'):
         positions.table_of(positions.Settings(out_dir='out'))
+
+
+@pytest.mark.parametrize('pos', ['learned', 'sinusoidal'])
+def test_a_long_context_is_cut(pos, tmp_path, monkeypatch):
+    """All pairs of positions are compared: those of a very long context would fill the memory."""
+    pytest.importorskip('matplotlib')
+    monkeypatch.chdir(tmp_path)
+    write_model('m.pt', block_size=50, pos=pos)
+    every, about = positions.table_of(positions.Settings(init_from='m.pt'))
+    assert len(every) == 50 and 'first' not in about
+
+    monkeypatch.setattr(positions, 'MOST', 40)
+    table, about = positions.table_of(positions.Settings(init_from='m.pt'))
+    assert table.equal(every[:40]) and about.startswith('the first 40, ')

@@ -88,7 +88,7 @@ def test_gpt_from_weights_round_trip(kind):
     model, idx = random_model(kind, dropout=0.3), some_ids(2, 6)
     again = pretrained.gpt_from_weights(asdict(model.config), model.state_dict(), dropout=0.1).double().eval()
     assert asdict(again.config) == {**asdict(model.config), 'dropout': 0.1}
-    torch.testing.assert_close(all_logits(again, idx), all_logits(model, idx), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(all_logits(again, idx), all_logits(model, idx), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize('wrong, named', [

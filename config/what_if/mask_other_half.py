@@ -2,7 +2,7 @@
 What if we masked the other half of the matrix?
 
 A token sees itself and what comes after it, so the answer, too: the loss is that of copying. When the model writes,
-nothing comes after the last token, and all it has learned is of no use.
+nothing comes after the last token, so all it has is that one character.
 """
 
 exec(open('config/what_if/base.py', encoding='utf-8').read())

@@ -1,0 +1,1 @@
+"""Twelve exercises; README.md says how to use them."""
