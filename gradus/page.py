@@ -97,6 +97,35 @@ def weight_elements(weights, entries):
             yield f'<script type="application/octet-stream" class="weights">{text}</script>\n'
 
 
+# ---------------------------------------------------------------------------- the tokenizer
+
+def tokenizer_for_page(tokenizer):
+    """A tokenizer as plain data for page/tokenizer.js. GPT-2's tokens, elsewhere only a name, travel along."""
+    spec = tokenizer.to_json()
+    if spec['kind'] == 'gpt2':
+        tokens = [tokenizer.decode_bytes([i]) for i in range(tokenizer.n_vocab)]
+        spec = dict(spec, kind='bpe', tokens=tokens, special=[tokenizer.end_id], pattern=tokenizer.bpe._pat_str)
+    elif spec['kind'] == 'bpe':
+        spec = dict(spec, tokens=list(tokenizer.bytes))
+    if spec['kind'] == 'bpe':
+        spec['tokens'] = [base64.b64encode(token).decode() for token in spec['tokens']]
+        spec['pattern'] = in_javascript(spec['pattern'])
+    return dict(spec, n_vocab=tokenizer.n_vocab, start=list(tokenizer.start), start_id=tokenizer.start_id,
+                separator=list(tokenizer.separator), end_id=tokenizer.end_id)
+
+
+def in_javascript(pattern):
+    """
+    A pattern that cuts text into pieces, as JavaScript writes it: without possessive quantifiers, which only save
+    time in the known patterns, and with both cases of letters spelled out in (?i:...).
+    """
+    def both_cases(match):
+        return '(?:' + re.sub(r"(?<!\\)[a-zA-Z]", lambda c: f'[{c[0].lower()}{c[0].upper()}]', match[1]) + ')'
+
+    pattern = re.sub(r'(?<!\\)([+*?}])\+', r'\1', pattern)
+    return re.sub(r"\(\?i:([a-zA-Z'|]*)\)", both_cases, pattern)
+
+
 # ---------------------------------------------------------------------------- a GPT
 
 def write_gpt(path, found, tokenizer, dtype='f16'):
@@ -109,14 +138,16 @@ def write_gpt(path, found, tokenizer, dtype='f16'):
     if size * 4 / 3 > LIMIT:
         raise UserError(f'{path}: {size:,} bytes of weights; expected at most {LIMIT * 3 // 4:,} in a page; '
                         'use --dtype=int8, or --to=gguf for llama.cpp')
+    run = one_line(found.about.removeprefix(found.source).removeprefix(': '))   # without the path, which is nobody's
+    run = f'{run}; ' if run else ''
     n_params = sum(shape.numel() for name, shape in found.weights.shapes.items() if name in entries)
     header = dict(
         config=asdict(config),
         tensors=entries,
         bytes=size,
-        tokenizer=spec_for_page(tokenizer),
+        tokenizer=tokenizer_for_page(tokenizer),
         title=one_line(os.path.basename(os.path.dirname(os.path.abspath(found.source))) or found.source, limit=80),
-        about=f'{one_line(found.about)}; {n_params / 1e6:.2f}M weights, {dtype}, context of {config.block_size} tokens',
+        about=f'{run}{n_params / 1e6:.2f}M weights, {dtype}, context of {config.block_size} tokens',
         prompt='',
     )
     write(path, 'gpt.html', dict(
@@ -126,7 +157,3 @@ def write_gpt(path, found, tokenizer, dtype='f16'):
         weights=weight_elements(found.weights, entries),
         script=source('gpt.js'),
     ))
-
-
-def spec_for_page(tokenizer):
-    return tokenizer.to_json()
