@@ -122,7 +122,7 @@ def in_javascript(pattern):
     def both_cases(match):
         return '(?:' + re.sub(r"(?<!\\)[a-zA-Z]", lambda c: f'[{c[0].lower()}{c[0].upper()}]', match[1]) + ')'
 
-    pattern = re.sub(r'(?<!\\)([+*?}])\+', r'\1', pattern)
+    pattern = re.sub(r'(?<!\\)([+*?]|\{\d+(?:,\d*)?\})\+', r'\1', pattern)
     return re.sub(r"\(\?i:([a-zA-Z'|]*)\)", both_cases, pattern)
 
 
