@@ -85,6 +85,19 @@ def write(cfg, found, dest):
         return notes + ([f'meta.pkl belongs into data/{dataset} of nanoGPT'] if dataset else [])
 
 
+def write_digits(cfg, dest):
+    """Write the page of a digit network, if the run is one of mlp_mnist.py. Returns whether it is."""
+    path = checkpoint.find(cfg.out_dir, cfg.checkpoint)
+    state = checkpoint.load(path, mapped=True) if cfg.init_from == 'resume' else None
+    if state is None or not pretrained.is_digit_network(state):
+        return False
+    if cfg.dtype != 'f32':
+        raise UserError(f'dtype={cfg.dtype}: expected f32, the only one for a digit network')
+    page.write_digits(dest, path, state)
+    print(f'{dest}: {path}, as html')
+    return True
+
+
 def main(cfg):
     check(cfg)
     dest = cfg.dest or os.path.join(cfg.out_dir, NAMES[cfg.to])
@@ -92,6 +105,8 @@ def main(cfg):
         raise UserError(f'{dest}: exists; give another --dest, or --force to replace it')
     if os.path.lexists(dest) and os.path.isdir(dest) != (cfg.to in FOLDERS):
         raise UserError(f"{dest}: expected {'a folder' if cfg.to in FOLDERS else 'a file'} to replace")
+    if cfg.to == 'html' and write_digits(cfg, dest):
+        return
     found = load_model(cfg)
     notes = write(cfg, found, dest)
     print(f'{dest}: {found.about}, as {cfg.to}')

@@ -23,7 +23,7 @@ import torch
 from tqdm import tqdm
 
 from gradus import checkpoint, configurator, digits, optim, parallel
-from gradus.errors import UserError, one_line
+from gradus.errors import UserError
 from gradus.log import Log
 from gradus.run_folder import RunFolder
 from model import MLP
@@ -173,24 +173,6 @@ def load_images(cfg, worker):
     return train, unseen
 
 
-def build(args, source, weights):
-    """The MLP that `args` describe, with the weights of the checkpoint `source`. Raises UserError."""
-    if 'n_layer' in args:
-        raise UserError(f'{source}: a GPT; expected a digit network, which mlp_mnist.py trains')
-    try:
-        with torch.device('meta'):                    # costs no memory, whatever the sizes claim to be
-            MLP(**args).load_state_dict(weights, assign=True)
-        model = MLP(**args)
-        model.load_state_dict(weights)
-    except (ValueError, TypeError, RuntimeError) as e:
-        raise UserError(f'{source}: expected a digit network of mlp_mnist.py: {one_line(e, limit=200)}') from e
-    if (args['sizes'][0], args['sizes'][-1]) != (784, 10):
-        raise UserError(f"{source}: sizes={args['sizes']}; expected 784 pixels first and 10 digits last")
-    if not all(tensor.isfinite().all() for tensor in weights.values()):
-        raise UserError(f'{source}: a weight is not finite (NaN or infinity); train again with a lower --eta')
-    return model
-
-
 def check_same_run(cfg, args, state, path):
     """Raise UserError unless the settings are those of the run in the checkpoint `state`."""
     found = dict(state['model_args'])
@@ -260,7 +242,7 @@ def train(cfg, sizes, worker, folder):
     if resume:
         state = checkpoint.load_run(path, repair=True)
         check_same_run(cfg, args, state, path)
-        model = build(args, path, state['model'])
+        model = digits.build(args, path, state['model'])
     else:
         torch.manual_seed(cfg.seed)
         model = MLP(**args)
@@ -327,7 +309,7 @@ def predict(cfg, worker):
     """Draw the digit in the terminal, as the network sees it, and print the ten activations."""
     path = os.path.join(cfg.out_dir, 'ckpt.pt')
     state = checkpoint.load(path)
-    model = build(state['model_args'], path, state['model']).to(worker.device).eval()
+    model = digits.build(state['model_args'], path, state['model']).to(worker.device).eval()
     image, truth = load_image(cfg.predict)
 
     digits.print_digit(image)

@@ -1,5 +1,5 @@
 """
-MNIST for mlp_mnist.py: read the dataset, distort its images, read a picture of a digit.
+MNIST for mlp_mnist.py: read the dataset, a saved network, a picture of a digit; distort images.
 
 An image is 28 x 28 = 784 numbers from 0, the paper, to 1, the ink.
 """
@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from gradus import preparation
 from gradus.errors import UserError, one_line
 from gradus.files import require_file
+from model import MLP
 
 FILES = {
     'train': ('train-images-idx3-ubyte', 'train-labels-idx1-ubyte'),
@@ -77,6 +78,26 @@ def read_digits(split):
         raise UserError(f'data/mnist: images {images.shape} and labels {digits.shape} of {split}: '
                         'expected (N, 28, 28) and (N,), labels 0 to 9')
     return torch.from_numpy(images).flatten(1).float() / 255, torch.from_numpy(digits).long()
+
+
+# ---------------------------------------------------------------------------- the network
+
+def build(args, source, weights):
+    """The MLP that `args` describe, with the weights of the checkpoint `source`. Raises UserError."""
+    if 'n_layer' in args:
+        raise UserError(f'{source}: a GPT; expected a digit network, which mlp_mnist.py trains')
+    try:
+        with torch.device('meta'):                    # costs no memory, whatever the sizes claim to be
+            MLP(**args).load_state_dict(weights, assign=True)
+        model = MLP(**args)
+        model.load_state_dict(weights)
+    except (ValueError, TypeError, RuntimeError) as e:
+        raise UserError(f'{source}: expected a digit network of mlp_mnist.py: {one_line(e, limit=200)}') from e
+    if (args['sizes'][0], args['sizes'][-1]) != (784, 10):
+        raise UserError(f"{source}: sizes={args['sizes']}; expected 784 pixels first and 10 digits last")
+    if not all(tensor.isfinite().all() for tensor in weights.values()):
+        raise UserError(f'{source}: a weight is not finite (NaN or infinity); train again with a lower --eta')
+    return model
 
 
 # ---------------------------------------------------------------------------- distortions

@@ -10,10 +10,12 @@ import json
 import os
 import re
 from dataclasses import asdict
+from datetime import date
 
 import torch
 
-from gradus.errors import UserError, one_line
+from gradus import digits, log
+from gradus.errors import UserError, one_line, warn
 from gradus.files import atomic_write
 
 FOLDER = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), 'page')
@@ -49,6 +51,11 @@ def write(path, template, parts):
             texts = parts[piece] if n % 2 else [piece]
             for text in [texts] if isinstance(texts, str) else texts:
                 f.write(text.encode())
+
+
+def title_of(source):
+    """The name of the run whose checkpoint is the file `source`."""
+    return one_line(os.path.basename(os.path.dirname(os.path.abspath(source))) or source, limit=80)
 
 
 # ---------------------------------------------------------------------------- weights
@@ -146,7 +153,7 @@ def write_gpt(path, found, tokenizer, dtype='f16'):
         tensors=entries,
         bytes=size,
         tokenizer=tokenizer_for_page(tokenizer),
-        title=one_line(os.path.basename(os.path.dirname(os.path.abspath(found.source))) or found.source, limit=80),
+        title=title_of(found.source),
         about=f'{run}{n_params / 1e6:.2f}M weights, {dtype}, context of {config.block_size} tokens',
         prompt='',
     )
@@ -157,3 +164,90 @@ def write_gpt(path, found, tokenizer, dtype='f16'):
         weights=weight_elements(found.weights, entries),
         script=source('gpt.js'),
     ))
+
+
+# ---------------------------------------------------------------------------- a digit network
+
+LEARNS = 300_000                                      # weights; the page of a larger network only reads
+
+
+def write_digits(path, found, state):
+    """
+    Write the network of mlp_mnist.py in the checkpoint `state`, which was read from the file `found`, as a page.
+    Raises UserError.
+    """
+    args = state['model_args']
+    model = digits.build(args, found, state['model']).eval()
+    weights = folded(model)
+    entries, size = layout({name: tensor.shape for name, tensor in weights.items()}, 'f32', tied=False)
+    if size * 4 / 3 > LIMIT:
+        raise UserError(f'{path}: {size:,} bytes of weights; expected at most {LIMIT * 3 // 4:,} in a page')
+    n_weights = sum(tensor.numel() for tensor in weights.values())
+    batch_norm = bool(args.get('batch_norm'))
+    header = dict(
+        sizes=[int(n) for n in args['sizes']],
+        activation=args.get('activation', 'sigmoid'),
+        cost=model.cost,
+        batch_norm=batch_norm,
+        learns=not batch_norm and n_weights < LEARNS,
+        tensors=entries,
+        bytes=size,
+        title=title_of(found),
+        about=about_digits(found, state, n_weights),
+        examples=examples(),
+    )
+    write(path, 'digits.html', dict(
+        style=source('style.css'),
+        header=embed_json(header),
+        weights=weight_elements(weights, entries),
+        script=source('network.js', 'digits.js'),
+    ))
+
+
+@torch.no_grad()
+def folded(model):
+    """
+    The weights and biases of an `MLP`: {'w1': (n_2, n_1), 'b1': (n_2,), ...}. What batch norm does to z when the
+    network is not learning, (z - mean) / sqrt(var + eps) * gamma + beta, is a change of w and b.
+    """
+    weights = {}
+    for l, layer in enumerate(model.layers, start=1):
+        w, b = layer.weight.double(), layer.bias.double()                       # (n_l, n_{l-1}), (n_l,)
+        norm = model.norms[l - 1] if l <= len(model.norms) else None
+        if isinstance(norm, torch.nn.BatchNorm1d):
+            scale = norm.weight / (norm.running_var.double() + norm.eps).sqrt()                         # (n_l,)
+            w = w * scale[:, None]
+            b = (b - norm.running_mean) * scale + norm.bias
+        weights[f'w{l}'] = w.float()
+        weights[f'b{l}'] = b.float()
+    return weights
+
+
+def about_digits(found, state, n_weights):
+    """A line about a digit network: its layers, how many weights, how often it is right, and when it was trained."""
+    args = state['model_args']
+    parts = ['-'.join(str(n) for n in args['sizes']), args.get('activation', 'sigmoid'),
+             f"{args.get('cost', 'quadratic').replace('_', '-')} cost", f'{n_weights:,} weights and biases']
+    try:
+        records = log.read(os.path.dirname(found) or '.')
+    except UserError:                                 # the log is not needed
+        records = []
+    accuracy = [value for step, value in log.numbers(records, 'iter', 'accuracy') if step == state.get('iter_num')]
+    if accuracy:
+        measure = 'accuracy on the rest' if state.get('config', {}).get('evaluate') == 'rest' else 'test accuracy'
+        parts.append(f'{measure} {accuracy[-1]:.2%}')
+    file = found if os.path.exists(found) else found + '.prev'
+    parts.append(f'trained on {date.fromtimestamp(os.path.getmtime(file)).isoformat()}')
+    return ', '.join(parts)
+
+
+def examples():
+    """The first test image of each digit: [{'digit': 0, 'pixels': base64 of 784 bytes}, ...]; none without MNIST."""
+    try:
+        images, labels = digits.read_digits('test')
+    except UserError as e:
+        warn(f'{e}; the page will have no examples')
+        return []
+    pixels = (images * 255).round().to(torch.uint8)
+    firsts = [(digit, (labels == digit).nonzero()[0].item()) for digit in range(10) if (labels == digit).any()]
+    return [dict(digit=digit, pixels=base64.b64encode(pixels[n].numpy().tobytes()).decode()) for digit, n in firsts]

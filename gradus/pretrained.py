@@ -71,7 +71,7 @@ def _from_state(path, state):
     about = f"{path}: iteration {state.get('iter_num', '?')}"
     if 'best_val_loss' in state:
         about += f", best val loss {state['best_val_loss']:.4f}"
-    if _is_digit_network(state):
+    if is_digit_network(state):
         raise UserError(f'{path}: a digit network of mlp_mnist.py; expected a GPT, a run of train.py')
     config = read_config(state['model_args'], path)
     return Pretrained(
@@ -85,7 +85,8 @@ def _from_state(path, state):
     )
 
 
-def _is_digit_network(state):
+def is_digit_network(state):
+    """Does this checkpoint hold a network of mlp_mnist.py?"""
     return 'sizes' in state['model_args']
 
 
@@ -94,7 +95,7 @@ def load_newest(name=''):
     for folder in checkpoint.run_folders():
         path = checkpoint.find(folder, name)
         state = checkpoint.load(path)
-        if not _is_digit_network(state):
+        if not is_digit_network(state):
             return _from_state(path, state)
     raise UserError('no run in this folder: expected out-NAME/best.pt or ckpt.pt; '
                     'train one (python train.py config/quickstart.py) or give --out_dir')

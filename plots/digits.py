@@ -198,7 +198,7 @@ def main(cfg):
     path = os.path.join(cfg.out_dir, 'ckpt.pt')
     state = checkpoint.load(path)
     worker = parallel.init(cfg.device, 'float32', compile=False)
-    model = mlp_mnist.build(state['model_args'], path, state['model']).to(worker.device)
+    model = digits.build(state['model_args'], path, state['model']).to(worker.device)
     image, truth = mlp_mnist.load_image(cfg.image)
     kind, images, labels = evaluation_images(state.get('config', {}), path, worker)
 
