@@ -200,7 +200,7 @@ def write_digits(path, found, state):
         style=source('style.css'),
         header=embed_json(header),
         weights=weight_elements(weights, entries),
-        script=source('network.js', 'digits.js'),
+        script=source('network.js', 'diagram.js', 'digits.js'),
     ))
 
 
