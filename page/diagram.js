@@ -95,36 +95,38 @@ class Diagram {
     this.chosen = null;                               // {l, j}: a neuron whose connections are shown
   }
 
-  /** Where everything is: this.layers, each {left, top, cell, columns, n}, in CSS pixels. */
+  /** Where everything is: this.layers, each {left, top, width, height, cell, columns, n}, in CSS pixels. */
   arrange() {
     const {sizes} = this.network;
     const grids = sizes.filter((n) => n > COLUMN).length;
     const room = this.canvas.parentElement.clientWidth;
     this.width = Math.max(room, 26 * sizes.length);
-    this.height = Math.min(Math.max(0.55 * room, 260), 400);
-    const high = this.height - 24;                    // the last line is for the numbers of neurons
+    const high = Math.min(Math.max(0.5 * room, 240), 380);
     const digits = 16;                                // to the right of the last layer
     const columnWidth = 18;
-    const gap = 0.45;                                 // of the width, between the layers
+    const gap = 0.35;                                 // of the width, between the layers
     const gridWidth = grids && Math.min(high * 0.8,
       ((1 - gap) * this.width - digits - columnWidth * (sizes.length - grids)) / grids);
 
     this.layers = sizes.map((n) => {
       if (n <= COLUMN) {
         const cell = Math.min(columnWidth + 2, high / n);
-        return {n, columns: 1, cell, width: cell, top: (high - cell * n) / 2};
+        return {n, columns: 1, cell, width: cell, height: cell * n};
       }
       const columns = Math.ceil(Math.sqrt(n));
       const rows = Math.ceil(n / columns);
       const fits = Math.min(gridWidth / columns, high / rows, 14);
       const cell = fits > 3 ? Math.floor(fits) : Math.max(fits, 0.5);
-      return {n, columns, cell, width: cell * columns, top: (high - cell * rows) / 2};
+      return {n, columns, cell, width: cell * columns, height: cell * rows};
     });
+    const highest = Math.max(...this.layers.map((layer) => layer.height));
+    this.height = highest + 28;                       // the last line is for the numbers of neurons
     const used = this.layers.reduce((sum, layer) => sum + layer.width, 0);
     const between = (this.width - digits - used) / (sizes.length - 1);
     let left = 0;
     for (const layer of this.layers) {
       layer.left = left;
+      layer.top = 2 + (highest - layer.height) / 2;
       left += layer.width + between;
     }
   }
@@ -185,14 +187,14 @@ class Diagram {
   }
 
   drawLayer(context, a, l) {
-    const {left, top, cell, columns, n, width} = this.layers[l];
+    const {left, top, width, height, cell, columns, n} = this.layers[l];
     const bounded = l === 0 || l === this.layers.length - 1 || this.network.activation === 'sigmoid';
     const most = bounded ? 1 : a.reduce((high, value) => Math.max(high, value), 0) || 1;
     const front = cssColor('--front');
     const grid = columns > 1;
     if (grid) {
       context.fillStyle = cssColor('--panel');
-      context.fillRect(left - 1, top - 1, width + 2, cell * Math.ceil(n / columns) + 2);
+      context.fillRect(left - 1, top - 1, width + 2, height + 2);
     }
     for (let j = 0; j < n; j++) {
       const [x, y] = this.center(l, j);
@@ -226,7 +228,7 @@ class Diagram {
     }
     context.textBaseline = 'alphabetic';
     context.textAlign = l === 0 ? 'left' : 'center';
-    if (width + 8 > 18 || l === 0) context.fillText(n, l === 0 ? left : left + width / 2, this.height - 6);
+    context.fillText(n, l === 0 ? left : left + width / 2, this.height - 6);
     context.textAlign = 'left';
   }
 }

@@ -10,7 +10,8 @@ const $ = (id) => document.getElementById(id);
 const header = JSON.parse($('header').textContent);
 const network = new Network(header, readWeights());
 const diagram = new Diagram($('network'), network);
-const examples = header.examples.map(({digit, pixels}) => ({digit, x: Float64Array.from(bytesOf(pixels), (p) => p / 255)}));
+const examples = header.examples.map(
+  ({digit, pixels}) => ({digit, x: Float64Array.from(bytesOf(pixels), (value) => value / 255)}));
 const paper = $('drawing').getContext('2d', {willReadFrequently: true});
 const SIDE = $('drawing').width;
 
@@ -284,9 +285,11 @@ function showGradient() {
 
   const gradient = network.backprop(x, truth);
   const cost = network.costOf(x, truth);
-  const change = before ? ` It was ${short(before.cost)} before the step.` : '';
+  const change = before ? `; before the step it was ${short(before.cost)}` : '';
+  const own = before ? `; it was ${before.out[truth].toFixed(4)}` : '';
   const broken = Number.isFinite(cost) ? '' : ' The weights are no numbers any more: forget it, and lower the rate.';
-  $('cost').textContent = `If it was a ${truth}, the cost is C = ${short(cost)}.${change}${broken}`;
+  $('cost').textContent = `If it was a ${truth}, the cost is C = ${short(cost)}${change}. `
+    + `The activation of digit ${truth} is ${output()[truth].toFixed(4)}${own}.${broken}`;
   drawPixels($('gradient-image'), gradient.image, true);
 
   const lengths = gradient.weights.map((w, l) => lengthOf(w, gradient.biases[l]));
@@ -308,14 +311,14 @@ function learn() {
   before = {out: Array.from(output()), cost: network.costOf(x, truth)};
   network.step(network.backprop(x, truth), eta());
   update();
-  announce('After a step of learning: ');
+  announce('Learned one step. ');
 }
 
 function forget() {
   network.forget();
   before = null;
   update();
-  announce('As it was: ');
+  announce('The old weights are back. ');
 }
 
 // ---------------------------------------------------------------------------- the page begins
@@ -387,7 +390,7 @@ function describe() {
     ? 'This network was trained with batch norm, which is part of its weights here. It normalizes with the mean of '
       + 'many images, so a step of learning from a single one would not be what training does.'
     : 'This network is too large to learn in a page; one of fewer than 300,000 weights does.';
-  $('eta').value = header.cost === 'quadratic' ? 0 : -1.5;
+  $('eta').value = header.cost === 'quadratic' ? 0 : -2.5;
   $('eta-text').textContent = short(eta());
 }
 
