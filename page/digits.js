@@ -111,7 +111,7 @@ function announce(prefix = '') {
 // ---------------------------------------------------------------------------- drawing
 
 const pen = {id: null, x: SIDE / 2, y: SIDE / 2, down: false};
-let waiting = false;                                  // is the image about to be computed?
+let frame = 0;                                        // in which the image will be computed; 0: none is due
 
 function line(toX, toY) {
   paper.lineCap = 'round';
@@ -124,15 +124,14 @@ function line(toX, toY) {
 
 /** Turns the drawing into an image, once before the browser paints again. */
 function readDrawing() {
-  if (waiting) return;
-  waiting = true;
-  requestAnimationFrame(() => {
-    waiting = false;
+  if (frame !== 0) return;
+  frame = requestAnimationFrame(() => {
+    frame = 0;
     const {data} = paper.getImageData(0, 0, SIDE, SIDE);
     const ink = new Float64Array(SIDE * SIDE);
     for (let i = 0; i < ink.length; i++) ink[i] = data[4 * i + 3] / 255;
     show(centered(ink, SIDE));
-    if (pen.id === null) announce();
+    if (pen.id === null && !pen.down) announce();
   });
 }
 
@@ -174,15 +173,12 @@ function drawWithKeys(event) {
   const move = moves[event.key];
   if (!move && event.key !== ' ') return;
   event.preventDefault();
-  if (!move) {
-    pen.down = !pen.down;
-    if (!pen.down) announce('The pen is up. ');
-  }
+  if (!move) pen.down = !pen.down;
   const limit = (value) => Math.min(Math.max(value, 0), SIDE);
   const to = (move ?? [0, 0]).map((step, d) => limit([pen.x, pen.y][d] + 20 * step));
   if (pen.down) line(...to);
   [pen.x, pen.y] = to;
-  if (pen.down) readDrawing();
+  if (pen.down || !move) readDrawing();
   showPen(true);
 }
 
@@ -195,6 +191,8 @@ function showPen(visible) {
 }
 
 function clearDrawing() {
+  cancelAnimationFrame(frame);                        // it would read what is not there any more
+  frame = 0;
   paper.clearRect(0, 0, SIDE, SIDE);
   pen.down = false;
 }
