@@ -363,7 +363,7 @@ def test_drawing_and_learning_by_hand(digits_place, tmp_path):
     assert example[0] and example[1].startswith('A test image, labeled 3. ')
     assert keys[0] and 'The network reads a ' in keys[1]
     assert learned[1].startswith('Learned one step. ')
-    now, then = re.search(r'C = ([\d.]+); before the step it was ([\d.]+)', learned[2]).groups()
+    now, then = re.search(r'C = (\d+\.\d+); before the step it was (\d+\.\d+)', learned[2]).groups()
     assert float(now) < float(then)
     assert f'C = {then}. ' in forgotten[2]
     assert neuron[3].startswith('Neuron 2 of layer 2: activation ')
