@@ -9,7 +9,8 @@ import base64
 import json
 import os
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from itertools import chain
 
 import torch
 
@@ -60,9 +61,9 @@ def stored_dtype(name, shape, dtype, tied):
     return dtype
 
 
-def layout(shapes, dtype, tied):
-    """{name: entry}, for readTensor in page/engine.js, and the number of bytes of all tensors."""
-    entries, at = {}, 0
+def layout(shapes, dtype, tied, at=0):
+    """{name: entry}, for readTensor in page/engine.js, from byte `at` on, and where they end."""
+    entries = {}
     for name, shape in shapes.items():
         if tied and name == 'lm_head.weight':
             continue
@@ -128,13 +129,18 @@ def in_javascript(pattern):
 
 # ---------------------------------------------------------------------------- a GPT
 
-def write_gpt(path, found, tokenizer, dtype='f16'):
+def write_gpt(path, found, tokenizer, dtype='f32', earlier=()):
     """
     Write the `Pretrained` model as a page. dtype: of the matrices, f32, f16 or int8 (with a scale for each row).
-    Raises UserError if it would be too large.
+    earlier: the same model after fewer iterations, to look back at. Raises UserError if it would be too large.
     """
     config = found.config
-    entries, size = layout(found.weights.shapes, dtype, config.tie_weights)
+    models, size = [], 0
+    for model in (*earlier, found):
+        if replace(model.config, dropout=0.0) != replace(config, dropout=0.0):
+            raise UserError(f'{model.source}: another model than {found.source}; expected one of the same run')
+        entries, size = layout(found.weights.shapes, dtype, config.tie_weights, size)
+        models.append(dict(name=f'iteration {model.iter_num}', tensors=entries))
     if size * 4 / 3 > LIMIT:
         raise UserError(f'{path}: {size:,} bytes of weights; expected at most {LIMIT * 3 // 4:,} in a page; '
                         'use --dtype=int8, or --to=gguf for llama.cpp')
@@ -143,7 +149,7 @@ def write_gpt(path, found, tokenizer, dtype='f16'):
     n_params = sum(shape.numel() for name, shape in found.weights.shapes.items() if name in entries)
     header = dict(
         config=asdict(config),
-        tensors=entries,
+        models=models,
         bytes=size,
         tokenizer=tokenizer_for_page(tokenizer),
         title=one_line(os.path.basename(os.path.dirname(os.path.abspath(found.source))) or found.source, limit=80),
@@ -154,6 +160,7 @@ def write_gpt(path, found, tokenizer, dtype='f16'):
         style=source('style.css'),
         header=embed_json(header),
         engine=source('engine.js', 'tokenizer.js', 'worker.js'),
-        weights=weight_elements(found.weights, entries),
+        weights=chain(*(weight_elements(model.weights, entry['tensors'])
+                        for model, entry in zip((*earlier, found), models))),
         script=source('gpt.js'),
     ))
