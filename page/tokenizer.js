@@ -28,11 +28,10 @@ function utf8Decoder() {
 
 /** The tokenizer that `spec` describes. Throws an Error in plain words if it is not a description. */
 function makeTokenizer(spec) {
-  const kinds = {byte: ByteTokenizer, char: CharTokenizer, bpe: BPETokenizer};
-  if (!spec || !Object.hasOwn(kinds, spec.kind)) {
-    throw new Error(`tokenizer of kind ${spec && spec.kind}: expected byte, char or bpe`);
-  }
-  return new kinds[spec.kind](spec);
+  if (spec.kind === 'byte') return new ByteTokenizer(spec);
+  if (spec.kind === 'char') return new CharTokenizer(spec);
+  if (spec.kind === 'bpe') return new BPETokenizer(spec);
+  throw new Error(`tokenizer of kind ${spec.kind}: expected byte, char or bpe`);
 }
 
 /** What all kinds have. Ids that are no token stand for no bytes: a model's vocabulary may be padded. */
@@ -46,6 +45,11 @@ class Tokenizer {
   /** The ids of a prompt with those that precede and follow every prompt. */
   prompt(ids) {
     return [...this.start, ...ids, ...this.separator];
+  }
+
+  /** Special tokens are text like any other. */
+  encodeOrdinary(text) {
+    return this.encode(text);
   }
 
   decode(ids) {
@@ -162,33 +166,74 @@ class BPETokenizer extends Tokenizer {
     if (piece === '') return [];
     if (this.ranks.has(piece)) return [this.ranks.get(piece)];
 
-    // Part i is from starts[i] to starts[i + 1]; ranks[i] is that of parts i and i + 1 together.
-    let n = piece.length;
-    const starts = Int32Array.from({length: n + 1}, (_, i) => i);
-    const ranks = new Float64Array(n).fill(Infinity);
+    // Parts are a linked list: the one that starts at i ends before next[i]. ranks[i] is that of the part and the
+    // next one together. The heap has all such ranks, and old ones; each with its place, so that the first of equals wins.
+    const n = piece.length;
+    const next = Int32Array.from({length: n + 1}, (_, i) => i + 1);
+    const previous = Int32Array.from({length: n + 1}, (_, i) => i - 1);
+    const ranks = new Int32Array(n).fill(-1);
+    const heap = new Heap();
     const setRank = (i) => {
-      const together = i >= 0 && i + 2 <= n ? this.ranks.get(piece.slice(starts[i], starts[i + 2])) : undefined;
-      if (i >= 0) ranks[i] = together === undefined ? Infinity : together;
+      const rank = next[i] < n ? this.ranks.get(piece.slice(i, next[next[i]])) : undefined;
+      ranks[i] = rank === undefined ? -1 : rank;
+      if (rank !== undefined) heap.push(rank * n + i);
     };
     for (let i = 0; i < n; i++) setRank(i);
 
-    while (n > 1) {
-      let first = 0;
-      for (let i = 1; i < n - 1; i++) if (ranks[i] < ranks[first]) first = i;
-      if (ranks[first] === Infinity) break;
-      starts.copyWithin(first + 1, first + 2, n + 1); // part first + 1 becomes the end of part first
-      ranks.copyWithin(first + 1, first + 2, n);
-      n--;
-      setRank(first);
-      setRank(first - 1);
+    while (heap.items.length) {
+      const smallest = heap.pop();
+      const i = smallest % n;
+      if (ranks[i] !== (smallest - i) / n) continue;  // old: one of the two parts has been merged since
+      ranks[next[i]] = -1;
+      next[i] = next[next[i]];
+      previous[next[i]] = i;
+      setRank(i);
+      if (i > 0) setRank(previous[i]);
     }
-    return Array.from({length: n}, (_, i) => this.ranks.get(piece.slice(starts[i], starts[i + 1])));
+
+    const ids = [];
+    for (let i = 0; i < n; i = next[i]) ids.push(this.ranks.get(piece.slice(i, next[i])));
+    return ids;
   }
 
   bytesOf(id) {
     const token = this.tokens[id];
     if (token === undefined || token === null) return new Uint8Array(0);
     return this.isSpecial.has(id) ? toUtf8(token) : Uint8Array.from(token, (letter) => BYTE_OF.get(letter));
+  }
+}
+
+
+/** Numbers, of which the smallest can be taken. Number i is at most as large as numbers 2 i + 1 and 2 i + 2. */
+class Heap {
+  constructor() {
+    this.items = [];
+  }
+
+  push(x) {
+    const {items} = this;
+    let i = items.length;
+    for (let up = (i - 1) >> 1; i > 0 && items[up] > x; up = (i - 1) >> 1) {
+      items[i] = items[up];
+      i = up;
+    }
+    items[i] = x;
+  }
+
+  /** Takes the smallest number out. */
+  pop() {
+    const {items} = this;
+    const smallest = items[0], x = items.pop(), n = items.length;
+    if (n === 0) return smallest;
+    let i = 0;
+    for (let down = 1; down < n; down = 2 * i + 1) {
+      if (down + 1 < n && items[down + 1] < items[down]) down++;
+      if (items[down] >= x) break;
+      items[i] = items[down];
+      i = down;
+    }
+    items[i] = x;
+    return smallest;
   }
 }
 
