@@ -12,9 +12,9 @@ import unicodedata
 
 from gradus.errors import UserError, show
 
-ESCAPE = r'(?P<escape> \\ (?: [pPxu]\{\w+\} | [pP]\w | x\w\w | u\w{4} | . ) )'
-MEMBER = re.compile(ESCAPE + '| (?P<char> . )', re.VERBOSE | re.DOTALL)
-TOKEN = re.compile(ESCAPE + r"""
+ESCAPE = r'\\ (?: [pPxu]\{\w+\} | [pP]\w | x\w\w | u\w{4} | . )'
+MEMBER = re.compile(rf'({ESCAPE} | .) (?: - ({ESCAPE} | .) )?', re.VERBOSE | re.DOTALL)      # of [...]
+TOKEN = re.compile(rf'(?P<escape> {ESCAPE} )' + r"""
   | (?P<open>   \((?!\?) | \(\?(?:[:=!>]|i:) )
   | (?P<close>  \) )
   | (?P<repeat> (?P<times> [*+?] | \{\d+(?:,\d*)?\} ) (?P<how> [+?]? ) )
@@ -107,54 +107,41 @@ def _single(token, kind, caseless):
         return r'[^\n]'
     if kind == 'set':
         return f"[{token['not']}{_members(token['members'], caseless)}]"
-    if kind == 'escape' and token.group() == r'\W':
+    if token.group() == r'\W':
         return f'[^{WORD}]'
-    found = _class_or_char(token)
-    if len(found) == 1:
-        cases = _cases(found) if caseless else found
-        return _escaped(found) if len(cases) == 1 else f'[{cases}]'
-    if caseless and found[3] not in 'WN':             # \p{White_Space} and \p{Nd} have no upper case
-        raise ValueError(f'{show(token.group())} in (?i:')
-    return f'[{found}]' if found == WORD else found
+    found = _class_or_char(token.group(), caseless)
+    if len(found) > 1:
+        return f'[{found}]' if found == WORD else found
+    cases = _cases(found) if caseless else found
+    return _escaped(found) if len(cases) == 1 else f'[{cases}]'
 
 
 def _members(text, caseless):
     """The inside of [...]."""
-    for operator in ('&&', '--', '~~'):
-        if operator in text:
-            raise ValueError(f'{operator} in [...]')
-    found = [_class_or_char(member) if member.group() != '-' else None for member in MEMBER.finditer(text)]
+    if re.search('&&|--|~~', text):
+        raise ValueError(f'the operator in [{text}]')
     out = ''
-    i = 0
-    while i < len(found):
-        here = found[i]
-        is_range = here and len(here) == 1 and found[i + 1:i + 2] == [None] and i + 2 < len(found)
-        if here is None:
-            out += r'\-'
-        elif is_range and found[i + 2] and len(found[i + 2]) == 1:
-            first, last = here, found[i + 2]
-            if first > last:
-                raise ValueError(f'the range {show(first + "-" + last)}')
-            out += f'{_member(first)}-{_member(last)}'
-            if caseless:
-                out += ''.join(_member(c) for i in range(ord(first), ord(last) + 1) for c in _cases(chr(i)))
-            i += 2
-        elif len(here) == 1:
-            out += ''.join(map(_member, _cases(here) if caseless else here))
-        elif caseless and here[3] not in 'WN':
-            raise ValueError(f'{here} in (?i:')
-        else:
-            out += here
-        i += 1
+    for first, last in MEMBER.findall(text):
+        first = _class_or_char(first, caseless)
+        last = _class_or_char(last, caseless) if last else first
+        if len(first) > 1 and first == last:
+            out += first
+            continue
+        if len(first) > 1 or len(last) > 1 or first > last:
+            raise ValueError(f'the range {show(first + "-" + last)}')
+        out += _member(first) if first == last else f'{_member(first)}-{_member(last)}'
+        if caseless:
+            out += ''.join(_member(c) for code in range(ord(first), ord(last) + 1) for c in _cases(chr(code))[1:])
     return out
 
 
-def _class_or_char(token):
+def _class_or_char(found, caseless):
     """One character, as it is, or the JavaScript of a class such as \\p{L}."""
-    found = token.group()
-    if token.lastgroup == 'char':
+    if found[0] != '\\':
         return found
     letter, rest = found[1], found[2:].strip('{}')
+    if caseless and letter in 'pP':
+        raise ValueError(f'{show(found)} in (?i:')
     if letter in CLASSES:
         return CLASSES[letter]
     if letter in CONTROLS:
@@ -165,17 +152,18 @@ def _class_or_char(token):
         return f'\\{letter}{{Script={rest}}}'
     if letter in 'xu' and re.fullmatch('[0-9a-fA-F]{1,6}', rest) and int(rest, 16) < 0x110000:
         return chr(int(rest, 16))
-    if not letter.isalnum() and letter.isascii():
+    if not letter.isalnum() and letter.isascii() and letter not in '<>':       # those are places in a text
         return letter
     raise ValueError(show(found))
 
 
 def _cases(c):
-    """A letter in both cases."""
-    if not c.isascii() and unicodedata.category(c) in ('Lu', 'Ll', 'Lt'):
+    """A character, then the same letter in other cases."""
+    if c.isascii():
+        return c + (c.swapcase() + ALSO.get(c.lower(), '') if c.isalpha() else '')
+    if unicodedata.category(c) in ('Lu', 'Ll', 'Lt'):
         raise ValueError(f'{show(c)} in (?i:')
-    both = dict.fromkeys((c, c.lower(), c.upper())) if c.isascii() else [c]
-    return ''.join(both) + ALSO.get(c.lower(), '')
+    return c
 
 
 def _escaped(c):
