@@ -4,6 +4,7 @@ Write a model for other programs.
     python export.py --out_dir=out-quickstart --to=hf --dest=folder          transformers, vLLM, lm_eval, ...
     python export.py --out_dir=out-quickstart --to=gguf --dest=model.gguf    llama.cpp, Ollama, ...
     python export.py --init_from=gpt2 --to=onnx --dest=gpt2.onnx             ONNX Runtime
+    python export.py --out_dir=out-quickstart --to=html --dest=model.html    a page to open in a browser, or to mail
 
 hf and gguf need a model of a published family (GPT-2, Llama, Qwen3). safetensors is for train.py and sample.py, and
 nanogpt for nanoGPT.
@@ -13,7 +14,7 @@ import os
 import sys
 from dataclasses import dataclass, replace
 
-from gradus import checkpoint, configurator, gguf_file, hf, nanogpt, onnx_file, pretrained
+from gradus import checkpoint, configurator, gguf_file, hf, nanogpt, onnx_file, page, pretrained
 from gradus.errors import UserError, show
 from gradus.files import atomic_folder
 
@@ -24,23 +25,26 @@ class ExportConfig:
     out_dir: str = 'out'              # folder of the run
     checkpoint: str = ''              # file in it; empty: best.pt if there is one, else ckpt.pt
     dataset: str = ''                 # folder in data/ whose tokenizer to use, if the checkpoint holds none
-    to: str = 'safetensors'           # hf, gguf, safetensors, nanogpt, onnx
+    to: str = 'safetensors'           # hf, gguf, safetensors, nanogpt, onnx, html
     dest: str = ''                    # folder (hf, nanogpt) or file to write; empty: a name in out_dir
-    dtype: str = 'f32'                # gguf: f32, f16, q8_0 (8 bits)
+    dtype: str = 'f32'                # gguf: f32, f16, q8_0 (8 bits); html: f32, f16, int8
     force: bool = False               # write even if dest exists
 
 
-NAMES = dict(hf='hf', nanogpt='nanogpt', gguf='model.gguf', safetensors='model.safetensors', onnx='model.onnx')
+NAMES = dict(hf='hf', nanogpt='nanogpt', gguf='model.gguf', safetensors='model.safetensors', onnx='model.onnx',
+             html='model.html')
+DTYPES = dict(gguf=gguf_file.DTYPES, html=page.DTYPES)
 FOLDERS = ('hf', 'nanogpt')
 
 
 def check(cfg):
     """Raise UserError for settings that make no sense."""
-    configurator.check_choice(cfg, to=tuple(NAMES), dtype=gguf_file.DTYPES)
+    configurator.check_choice(cfg, to=tuple(NAMES))
+    configurator.check_choice(cfg, dtype=DTYPES.get(cfg.to, ('f32', 'f16', 'q8_0', 'int8')))
     if os.path.basename(cfg.checkpoint) != cfg.checkpoint:
         raise UserError(f'checkpoint={cfg.checkpoint}: expected the name of a file in out_dir')
-    if cfg.dtype != 'f32' and cfg.to != 'gguf':
-        raise UserError(f'dtype={cfg.dtype}: only --to=gguf has another one than f32')
+    if cfg.dtype != 'f32' and cfg.to not in DTYPES:
+        raise UserError(f'dtype={cfg.dtype}: only --to=gguf and --to=html have another one than f32')
     if not cfg.dest and cfg.init_from != 'resume':
         raise UserError(f'init_from={cfg.init_from}: expected --dest, where to write')
 
@@ -59,6 +63,9 @@ def write(cfg, found, dest):
                              model_args=checkpoint.model_args(found.config), iter_num=found.iter_num)
         return []
     tokenizer = pretrained.tokenizer_for(found, cfg.dataset)
+    if cfg.to == 'html':
+        page.write_gpt(dest, found, tokenizer, cfg.dtype)
+        return []
     spec = tokenizer.to_json()
     found = replace(found, tokenizer=spec)
     notes = []

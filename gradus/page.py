@@ -1,8 +1,105 @@
-"""What export.py --to=html puts into a page."""
+"""
+A model as one HTML page that needs no server and no network: the files in page/, with weights and tokenizer inside.
+
+Nothing that comes from a model becomes HTML or code: texts travel as JSON, with <, > and & escaped, and the page shows
+them as text.
+"""
+
+import base64
+import json
+import os
+import re
+from dataclasses import asdict
+
+import torch
 
 from gradus.bpe import as_bpe
+from gradus.errors import UserError, one_line
+from gradus.files import atomic_write
 from gradus.js_regex import to_javascript
 
+FOLDER = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), 'page')
+LIMIT = 2 ** 31                                       # bytes of a page; browsers give up not far above
+PIECE = 48 * 2 ** 20                                  # bytes of weights in one element: a string has a limit, too
+DTYPES = ('f32', 'f16', 'int8')
+
+
+# ---------------------------------------------------------------------------- the parts of a page
+
+def embed_json(value):
+    """A value as JSON that can stand in a <script> element, whatever texts are in it."""
+    text = json.dumps(value)                          # ASCII, so U+2028 is an escape already
+    return text.replace('<', '\\u003c').replace('>', '\\u003e').replace('&', '\\u0026')
+
+
+def source(*names):
+    """The text of files in page/, one after the other."""
+    parts = []
+    for name in names:
+        with open(os.path.join(FOLDER, name), encoding='utf-8') as f:
+            parts.append(f.read())
+    return '\n'.join(parts)
+
+
+def write(path, template, parts):
+    """
+    Write a page: the template with each {{name}} replaced by parts[name], which is a text or an iterable of texts, so
+    that weights need not be in memory all at once.
+    """
+    with atomic_write(path) as f:
+        for n, piece in enumerate(re.split(r'\{\{(\w+)\}\}', source(template))):
+            texts = parts[piece] if n % 2 else [piece]
+            for text in [texts] if isinstance(texts, str) else texts:
+                f.write(text.encode())
+
+
+# ---------------------------------------------------------------------------- weights
+
+def stored_dtype(name, shape, dtype, tied):
+    """How a tensor is kept: vectors and tables of positions exactly; int8 for what is int8 in gradus/inference.py."""
+    if len(shape) < 2 or 'wpe' in name or dtype == 'int8' and 'wte' in name and not tied:
+        return 'f32'
+    return dtype
+
+
+def layout(shapes, dtype, tied):
+    """{name: entry}, for readTensor in page/engine.js, and the number of bytes of all tensors."""
+    entries, at = {}, 0
+    for name, shape in shapes.items():
+        if tied and name == 'lm_head.weight':
+            continue
+        kept = stored_dtype(name, shape, dtype, tied)
+        entry = dict(dtype=kept, shape=list(shape), offset=at)
+        if kept == 'int8':
+            entry['scales'] = at
+            at = entry['offset'] = at + 4 * shape[0]
+        at += shape.numel() * {'f32': 4, 'f16': 2, 'int8': 1}[kept]
+        at += -at % 12                                # whole numbers of base64 groups, and of floats
+        entries[name] = entry
+    return entries, at
+
+
+def bytes_of(tensor, entry):
+    """A tensor as its entry says, with zeros at the end up to a multiple of 12 bytes."""
+    if entry['dtype'] == 'int8':                      # as Int8Linear of gradus/inference.py
+        scale = tensor.abs().amax(dim=1).clamp_min(1e-30) / 127
+        rows = (tensor / scale[:, None]).round().to(torch.int8)
+        content = scale.numpy().tobytes() + rows.numpy().tobytes()
+    else:
+        content = tensor.to(torch.float16 if entry['dtype'] == 'f16' else torch.float32).numpy().tobytes()
+    return content + bytes(-len(content) % 12)
+
+
+def weight_elements(weights, entries):
+    """The weights as base64 in <script> elements of limited size; browsers do not run these."""
+    for name, entry in entries.items():
+        content = bytes_of(weights[name].float(), entry)
+        for start in range(0, len(content), PIECE):
+            text = base64.b64encode(content[start:start + PIECE]).decode()
+            yield f'<script type="application/octet-stream" class="weights">{text}</script>\n'
+
+
+# ---------------------------------------------------------------------------- the tokenizer
 
 def spec_for_page(tokenizer):
     """
@@ -17,3 +114,36 @@ def spec_for_page(tokenizer):
     spec = {**as_bpe(spec), **pairs}
     spec.pop('chat_template', None)                   # a program, which a page cannot run
     return {**spec, 'pattern': to_javascript(spec['pattern'])}
+
+
+# ---------------------------------------------------------------------------- a GPT
+
+def write_gpt(path, found, tokenizer, dtype='f16'):
+    """
+    Write the `Pretrained` model as a page. dtype: of the matrices, f32, f16 or int8 (with a scale for each row).
+    Raises UserError if it would be too large.
+    """
+    config = found.config
+    entries, size = layout(found.weights.shapes, dtype, config.tie_weights)
+    if size * 4 / 3 > LIMIT:
+        raise UserError(f'{path}: {size:,} bytes of weights; expected at most {LIMIT * 3 // 4:,} in a page; '
+                        'use --dtype=int8, or --to=gguf for llama.cpp')
+    run = one_line(found.about.removeprefix(found.source).removeprefix(': '))   # without the path, which is nobody's
+    run = f'{run}; ' if run else ''
+    n_params = sum(shape.numel() for name, shape in found.weights.shapes.items() if name in entries)
+    header = dict(
+        config=asdict(config),
+        tensors=entries,
+        bytes=size,
+        tokenizer=spec_for_page(tokenizer),
+        title=one_line(os.path.basename(os.path.dirname(os.path.abspath(found.source))) or found.source, limit=80),
+        about=f'{run}{n_params / 1e6:.2f}M weights, {dtype}, context of {config.block_size} tokens',
+        prompt='',
+    )
+    write(path, 'gpt.html', dict(
+        style=source('style.css'),
+        header=embed_json(header),
+        engine=source('engine.js', 'tokenizer.js', 'worker.js'),
+        weights=weight_elements(found.weights, entries),
+        script=source('gpt.js'),
+    ))

@@ -363,7 +363,7 @@ class Sampler {
 }
 
 /** Yields ids that follow `ids`, endlessly, as GPT.stream of model.py. Ids >= vocabulary are padding, never chosen. */
-function* generate(model, ids, sampler, vocabulary = model.config.vocab_size) {
+function* generate(model, ids, sampler, vocabulary = model.config.vocab_size, off = null) {
   const size = model.config.block_size;
   const cache = model.config.mask === 'causal' ? new KVCache(model.config) : null;
   ids = Array.from(ids);
@@ -375,7 +375,7 @@ function* generate(model, ids, sampler, vocabulary = model.config.vocab_size) {
       cache.length = 0;
       unread = ids.slice(-((size + 1) >> 1));
     }
-    const id = sampler.choose(model.forward(unread, cache).subarray(0, vocabulary));
+    const id = sampler.choose(model.forward(unread, cache, {off}).subarray(0, vocabulary));
     unread = [id];
     ids.push(id);
     yield id;

@@ -163,7 +163,6 @@ def test_numbers_without_end_are_shown_short(capsys):
     ('--out_dir=.', 'a folder of its own'),
     ('--temperature=-1', 'at least 0'),
     ('--top_k=-1', 'at least 0'),
-    ('--checkpoint=a/b.pt', 'name of a file'),
 ])
 def test_senseless_value(arg, expected, capsys):
     message = failure(capsys, arg)

@@ -7,8 +7,9 @@ import shutil
 
 import pytest
 import torch
-from conftest import prepare_babble, run_script, settings
+from conftest import prepare_babble, run_main, run_script, settings
 
+import export
 import sample
 import train
 from gradus import checkpoint, configurator, pretrained
@@ -410,3 +411,10 @@ def test_eval_is_a_straight_loop(run, capsys):
     (run / 't.txt').write_text('a')
     with pytest.raises(UserError, match='t.txt: 1 tokens; expected at least two'):
         generate(eval='t.txt')
+
+
+@pytest.mark.parametrize('script', [sample, export])
+def test_a_checkpoint_is_a_name_not_a_path(script, place):
+    refused = run_main(script, '--out_dir=out', '--checkpoint=a/b.pt')
+    assert refused.returncode == 2
+    assert refused.stderr == 'error: checkpoint=a/b.pt: expected the name of a file in out_dir\n'
