@@ -104,7 +104,8 @@ def weight_elements(weights, entries):
 def spec_for_page(tokenizer):
     """
     Plain data from which page/tokenizer.js makes the tokenizer: that of `to_json`, except that kind gpt2 brings its
-    tokens, as kind bpe, and that `pattern` is a JavaScript regular expression. Raises UserError.
+    tokens, as kind bpe, that `pattern` is a JavaScript regular expression, and that kind bpe has `start_id`, what an
+    empty prompt starts from. Raises UserError.
     """
     spec = tokenizer.to_json()
     if spec['kind'] in ('byte', 'char'):
@@ -113,7 +114,7 @@ def spec_for_page(tokenizer):
     pairs = {key: spec[key] for key in ('separator', 'end_id') if key in spec}
     spec = {**as_bpe(spec), **pairs}
     spec.pop('chat_template', None)                   # a program, which a page cannot run
-    return {**spec, 'pattern': to_javascript(spec['pattern'])}
+    return {**spec, 'pattern': to_javascript(spec['pattern']), 'start_id': tokenizer.start_id}
 
 
 # ---------------------------------------------------------------------------- a GPT

@@ -8,7 +8,7 @@
  *
  *     {kind: 'byte'}                  256 ids, the bytes of UTF-8
  *     {kind: 'char', chars}           one id for each string of the list
- *     {kind: 'bpe', tokens, special, start, end_id, pattern, normalizer}
+ *     {kind: 'bpe', tokens, special, start, start_id, end_id, pattern, normalizer}
  *                                     byte-pair tokens, those of GPT-2 too; pattern is a JavaScript regular expression
  *
  * Each may have `separator`, the ids that end a prompt, and `end_id`, the id that ends a completion.
@@ -124,7 +124,7 @@ class BPETokenizer extends Tokenizer {
   constructor(spec) {
     super(spec);
     this.nVocab = spec.tokens.length;
-    this.startId = [...this.start, this.endId || 0][0];
+    this.startId = spec.start_id;
     this.normalizer = spec.normalizer;
     this.pattern = new RegExp(spec.pattern, 'gu');
     this.tokens = spec.tokens;
@@ -166,8 +166,9 @@ class BPETokenizer extends Tokenizer {
     if (piece === '') return [];
     if (this.ranks.has(piece)) return [this.ranks.get(piece)];
 
-    // Parts are a linked list: the one that starts at i ends before next[i]. ranks[i] is that of the part and the
-    // next one together. The heap has all such ranks, and old ones; each with its place, so that the first of equals wins.
+    // Parts are a linked list: the one that starts at i ends before next[i]. ranks[i] is the rank of the part and the
+    // next one together, -1 if that is no token. The heap has all such ranks, each with its place, so that the first
+    // of equals comes first; and ranks of old, which no longer count.
     const n = piece.length;
     const next = Int32Array.from({length: n + 1}, (_, i) => i + 1);
     const previous = Int32Array.from({length: n + 1}, (_, i) => i - 1);

@@ -170,7 +170,8 @@ def test_refused_patterns(pattern):
 
 
 def test_gpt2(gpt2):
-    check([gpt2], [*TEXTS, *random_texts(200), 'The quick brown fox ' * 600, '日本' * 2000, 'a' * 5000])
+    pairs = build_tokenizer({'kind': 'gpt2', 'separator': [198], 'end_id': 198})
+    check([gpt2, pairs], [*TEXTS, *random_texts(200), 'The quick brown fox ' * 600, '日本' * 2000, 'a' * 5000])
 
 
 @pytest.mark.slow
