@@ -14,8 +14,10 @@ from itertools import chain
 
 import torch
 
+from gradus.bpe import as_bpe
 from gradus.errors import UserError, one_line
 from gradus.files import atomic_write
+from gradus.js_regex import to_javascript
 
 FOLDER = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), 'page')
 LIMIT = 2 ** 31                                       # bytes of a page; browsers give up not far above
@@ -100,31 +102,20 @@ def weight_elements(weights, entries):
 
 # ---------------------------------------------------------------------------- the tokenizer
 
-def tokenizer_for_page(tokenizer):
-    """A tokenizer as plain data for page/tokenizer.js. GPT-2's tokens, elsewhere only a name, travel along."""
+def spec_for_page(tokenizer):
+    """
+    Plain data from which page/tokenizer.js makes the tokenizer: that of `to_json`, except that kind gpt2 brings its
+    tokens, as kind bpe, that `pattern` is a JavaScript regular expression, and that kind bpe has `start_id`, what an
+    empty prompt starts from. Raises UserError.
+    """
     spec = tokenizer.to_json()
-    if spec['kind'] == 'gpt2':
-        tokens = [tokenizer.decode_bytes([i]) for i in range(tokenizer.n_vocab)]
-        spec = dict(spec, kind='bpe', tokens=tokens, special=[tokenizer.end_id], pattern=tokenizer.bpe._pat_str)
-    elif spec['kind'] == 'bpe':
-        spec = dict(spec, tokens=list(tokenizer.bytes))
-    if spec['kind'] == 'bpe':
-        spec['tokens'] = [base64.b64encode(token).decode() for token in spec['tokens']]
-        spec['pattern'] = in_javascript(spec['pattern'])
-    return dict(spec, n_vocab=tokenizer.n_vocab, start=list(tokenizer.start), start_id=tokenizer.start_id,
-                separator=list(tokenizer.separator), end_id=tokenizer.end_id)
+    if spec['kind'] in ('byte', 'char'):
+        return spec
 
-
-def in_javascript(pattern):
-    """
-    A pattern that cuts text into pieces, as JavaScript writes it: without possessive quantifiers, which only save
-    time in the known patterns, and with both cases of letters spelled out in (?i:...).
-    """
-    def both_cases(match):
-        return '(?:' + re.sub(r"(?<!\\)[a-zA-Z]", lambda c: f'[{c[0].lower()}{c[0].upper()}]', match[1]) + ')'
-
-    pattern = re.sub(r'(?<!\\)([+*?]|\{\d+(?:,\d*)?\})\+', r'\1', pattern)
-    return re.sub(r"\(\?i:([a-zA-Z'|]*)\)", both_cases, pattern)
+    pairs = {key: spec[key] for key in ('separator', 'end_id') if key in spec}
+    spec = {**as_bpe(spec), **pairs}
+    spec.pop('chat_template', None)                   # a program, which a page cannot run
+    return {**spec, 'pattern': to_javascript(spec['pattern']), 'start_id': tokenizer.start_id}
 
 
 # ---------------------------------------------------------------------------- a GPT
@@ -151,7 +142,7 @@ def write_gpt(path, found, tokenizer, dtype='f32', earlier=()):
         config=asdict(config),
         models=models,
         bytes=size,
-        tokenizer=tokenizer_for_page(tokenizer),
+        tokenizer=spec_for_page(tokenizer),
         title=one_line(os.path.basename(os.path.dirname(os.path.abspath(found.source))) or found.source, limit=80),
         about=f'{run}{n_params / 1e6:.2f}M weights, {dtype}, context of {config.block_size} tokens',
         prompt='',
