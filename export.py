@@ -11,6 +11,7 @@ nanogpt for nanoGPT.
 """
 
 import os
+import re
 import sys
 from dataclasses import dataclass, replace
 
@@ -56,6 +57,15 @@ def load_model(cfg):
     return pretrained.load(cfg.init_from)
 
 
+def kept_models(cfg, found):
+    """The models of earlier iterations that train.py --keep_interval left in the run's folder, the first one first."""
+    if cfg.init_from != 'resume' or found.iter_num is None:
+        return []
+    names = sorted(name for name in os.listdir(cfg.out_dir) if re.fullmatch(r'step-\d+\.pt', name))
+    kept = [pretrained.load_checkpoint(os.path.join(cfg.out_dir, name), mapped=True) for name in names]
+    return [model for model in kept if model.iter_num < found.iter_num]
+
+
 def write(cfg, found, dest):
     """Write the model. Returns sentences on what the format cannot express."""
     if cfg.to == 'safetensors':
@@ -64,7 +74,7 @@ def write(cfg, found, dest):
         return []
     tokenizer = pretrained.tokenizer_for(found, cfg.dataset)
     if cfg.to == 'html':
-        page.write_gpt(dest, found, tokenizer, cfg.dtype)
+        page.write_gpt(dest, found, tokenizer, cfg.dtype, earlier=kept_models(cfg, found))
         return []
     spec = tokenizer.to_json()
     found = replace(found, tokenizer=spec)

@@ -26,9 +26,9 @@ from tqdm import tqdm
 
 from gradus import chart, checkpoint, configurator, data, evaluation, metadata, mirrors, optim, parallel, pretrained
 from gradus.accounting import flops_per_token
-from gradus.errors import UserError, warn
+from gradus.errors import warn
 from gradus.interrupt import Interrupt
-from gradus.log import Log, done_line, losses_line, sizes_line, step_line
+from gradus.log import Log, diverged, done_line, losses_line, sizes_line, step_line
 from gradus.preparation import prepare
 from gradus.run_folder import RunFolder
 from gradus.sampling import show_sample
@@ -48,6 +48,7 @@ class TrainConfig:
     log_interval: int = 1             # iterations between loss lines
     always_save_checkpoint: bool = True  # save ckpt.pt at every evaluation; False: only if val improves and at the end
     checkpoint_interval: int = 0      # also save ckpt.pt every N iterations; 0 = off
+    keep_interval: int = 0            # also keep the weights of every N-th iteration, as step-000500.pt; 0 = off
     skip_nonfinite: int = 0           # skip up to N consecutive non-finite steps (NaN, infinity), then stop
     sample_tokens: int = 300          # length of the sample shown at the end; 0 = no samples
     sample_interval: int = 0          # also show and log a sample every N iterations; 0 = off
@@ -125,8 +126,8 @@ class Progress:
 def check(cfg):
     """Raise UserError for settings that make no sense; warn about common mistakes."""
     at_least_1 = ('eval_interval', 'log_interval', 'gradient_accumulation_steps', 'batch_size')
-    at_least_0 = ('eval_iters', 'checkpoint_interval', 'skip_nonfinite', 'sample_tokens', 'sample_interval',
-                  'max_iters', 'grad_clip', 'warmup_iters', 'lr_decay_iters')
+    at_least_0 = ('eval_iters', 'checkpoint_interval', 'keep_interval', 'skip_nonfinite', 'sample_tokens',
+                  'sample_interval', 'max_iters', 'grad_clip', 'warmup_iters', 'lr_decay_iters')
     configurator.check_range(cfg, **dict.fromkeys(at_least_1, (1, None)), **dict.fromkeys(at_least_0, (0, None)))
     configurator.check_range(cfg, cooldown=(0, 1), beta1=(0, 0.999999), beta2=(0, 0.999999), seed=(0, 2 ** 63),
                              learning_rate=(0, 1e6), min_lr=(0, 1e6), weight_decay=(0, 1e6), rope_theta=(1e-3, 1e12))
@@ -327,6 +328,10 @@ def train(cfg, worker, interrupt, folder):
             worker.print(f'saved {ckpt_path}')
             saved_at = it
 
+        # Keep the weights of some iterations for good.
+        if cfg.keep_interval and it % cfg.keep_interval == 0 and worker.is_main:
+            folder.save(f'step-{it:06}.pt', snapshot(cfg, model, dataset, progress))
+
         # Show what the model writes by now. A run that is resumed here does it again, because its log drops this.
         if sample_due and worker.is_main and not stop_signal:
             if text := show_sample(model, dataset, cfg, worker):
@@ -389,14 +394,6 @@ def snapshot(cfg, model, dataset, progress):
     """What ckpt.pt and best.pt have in common: nanoGPT's keys, the tokenizer and the progress."""
     return dict(model=model.state_dict(), model_args=checkpoint.model_args(model.config), config=asdict(cfg),
                 tokenizer=dataset.tokenizer_spec, **asdict(progress))
-
-
-def diverged(what, it, lr, ckpt_path, saved_at):
-    """The error that ends a run whose loss or gradient is not finite."""
-    good = f'the last good checkpoint is {ckpt_path}, of iteration {saved_at}'
-    last_save = good if saved_at else 'no checkpoint has been saved yet'
-    return UserError(f'iteration {it}: {what} at learning rate {lr:.3g}; {last_save}; lower --learning_rate, '
-                     'or skip such steps with --skip_nonfinite=N')
 
 
 def print_summary(model, dataset, cfg, worker, progress, show):

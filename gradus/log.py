@@ -142,3 +142,11 @@ def done_line(out_dir, best_val_loss):
     """The end of a run, and where its results are."""
     best = 'best.pt (best weights) and ' if os.path.exists(os.path.join(out_dir, 'best.pt')) else 'and '
     return f'done: best val loss {best_val_loss:.4f}; {out_dir} holds ckpt.pt (to resume), {best}log.jsonl'
+
+
+def diverged(what, it, lr, ckpt_path, saved_at):
+    """The error that ends a run whose loss or gradient is not finite."""
+    good = f'the last good checkpoint is {ckpt_path}, of iteration {saved_at}'
+    last_save = good if saved_at else 'no checkpoint has been saved yet'
+    return UserError(f'iteration {it}: {what} at learning rate {lr:.3g}; {last_save}; lower --learning_rate, '
+                     'or skip such steps with --skip_nonfinite=N')

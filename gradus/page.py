@@ -9,14 +9,17 @@ import base64
 import json
 import os
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import date
+from itertools import chain
 
 import torch
 
 from gradus import digits, log
+from gradus.bpe import as_bpe
 from gradus.errors import UserError, one_line, warn
 from gradus.files import atomic_write
+from gradus.js_regex import to_javascript
 
 FOLDER = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), 'page')
 LIMIT = 2 ** 31                                       # bytes of a page; browsers give up not far above
@@ -67,9 +70,9 @@ def stored_dtype(name, shape, dtype, tied):
     return dtype
 
 
-def layout(shapes, dtype, tied):
-    """{name: entry}, for readTensor in page/engine.js, and the number of bytes of all tensors."""
-    entries, at = {}, 0
+def layout(shapes, dtype, tied, at=0):
+    """{name: entry}, for readTensor in page/engine.js, from byte `at` on, and where they end."""
+    entries = {}
     for name, shape in shapes.items():
         if tied and name == 'lm_head.weight':
             continue
@@ -106,42 +109,36 @@ def weight_elements(weights, entries):
 
 # ---------------------------------------------------------------------------- the tokenizer
 
-def tokenizer_for_page(tokenizer):
-    """A tokenizer as plain data for page/tokenizer.js. GPT-2's tokens, elsewhere only a name, travel along."""
+def spec_for_page(tokenizer):
+    """
+    Plain data from which page/tokenizer.js makes the tokenizer: that of `to_json`, except that kind gpt2 brings its
+    tokens, as kind bpe, that `pattern` is a JavaScript regular expression, and that kind bpe has `start_id`, what an
+    empty prompt starts from. Raises UserError.
+    """
     spec = tokenizer.to_json()
-    if spec['kind'] == 'gpt2':
-        tokens = [tokenizer.decode_bytes([i]) for i in range(tokenizer.n_vocab)]
-        spec = dict(spec, kind='bpe', tokens=tokens, special=[tokenizer.end_id], pattern=tokenizer.bpe._pat_str)
-    elif spec['kind'] == 'bpe':
-        spec = dict(spec, tokens=list(tokenizer.bytes))
-    if spec['kind'] == 'bpe':
-        spec['tokens'] = [base64.b64encode(token).decode() for token in spec['tokens']]
-        spec['pattern'] = in_javascript(spec['pattern'])
-    return dict(spec, n_vocab=tokenizer.n_vocab, start=list(tokenizer.start), start_id=tokenizer.start_id,
-                separator=list(tokenizer.separator), end_id=tokenizer.end_id)
+    if spec['kind'] in ('byte', 'char'):
+        return spec
 
-
-def in_javascript(pattern):
-    """
-    A pattern that cuts text into pieces, as JavaScript writes it: without possessive quantifiers, which only save
-    time in the known patterns, and with both cases of letters spelled out in (?i:...).
-    """
-    def both_cases(match):
-        return '(?:' + re.sub(r"(?<!\\)[a-zA-Z]", lambda c: f'[{c[0].lower()}{c[0].upper()}]', match[1]) + ')'
-
-    pattern = re.sub(r'(?<!\\)([+*?]|\{\d+(?:,\d*)?\})\+', r'\1', pattern)
-    return re.sub(r"\(\?i:([a-zA-Z'|]*)\)", both_cases, pattern)
+    pairs = {key: spec[key] for key in ('separator', 'end_id') if key in spec}
+    spec = {**as_bpe(spec), **pairs}
+    spec.pop('chat_template', None)                   # a program, which a page cannot run
+    return {**spec, 'pattern': to_javascript(spec['pattern']), 'start_id': tokenizer.start_id}
 
 
 # ---------------------------------------------------------------------------- a GPT
 
-def write_gpt(path, found, tokenizer, dtype='f16'):
+def write_gpt(path, found, tokenizer, dtype='f32', earlier=()):
     """
     Write the `Pretrained` model as a page. dtype: of the matrices, f32, f16 or int8 (with a scale for each row).
-    Raises UserError if it would be too large.
+    earlier: the same model after fewer iterations, to look back at. Raises UserError if it would be too large.
     """
     config = found.config
-    entries, size = layout(found.weights.shapes, dtype, config.tie_weights)
+    models, size = [], 0
+    for model in (*earlier, found):
+        if replace(model.config, dropout=0.0) != replace(config, dropout=0.0):
+            raise UserError(f'{model.source}: another model than {found.source}; expected one of the same run')
+        entries, size = layout(found.weights.shapes, dtype, config.tie_weights, size)
+        models.append(dict(name=f'iteration {model.iter_num}', tensors=entries))
     if size * 4 / 3 > LIMIT:
         raise UserError(f'{path}: {size:,} bytes of weights; expected at most {LIMIT * 3 // 4:,} in a page; '
                         'use --dtype=int8, or --to=gguf for llama.cpp')
@@ -150,9 +147,9 @@ def write_gpt(path, found, tokenizer, dtype='f16'):
     n_params = sum(shape.numel() for name, shape in found.weights.shapes.items() if name in entries)
     header = dict(
         config=asdict(config),
-        tensors=entries,
+        models=models,
         bytes=size,
-        tokenizer=tokenizer_for_page(tokenizer),
+        tokenizer=spec_for_page(tokenizer),
         title=title_of(found.source),
         about=f'{run}{n_params / 1e6:.2f}M weights, {dtype}, context of {config.block_size} tokens',
         prompt='',
@@ -161,7 +158,8 @@ def write_gpt(path, found, tokenizer, dtype='f16'):
         style=source('style.css'),
         header=embed_json(header),
         engine=source('engine.js', 'tokenizer.js', 'worker.js'),
-        weights=weight_elements(found.weights, entries),
+        weights=chain(*(weight_elements(model.weights, entry['tensors'])
+                        for model, entry in zip((*earlier, found), models))),
         script=source('gpt.js'),
     ))
 

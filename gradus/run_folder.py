@@ -9,7 +9,7 @@ from gradus import checkpoint
 from gradus.errors import UserError
 from gradus.lock import Lock
 
-FILES = (r'(ckpt|best)\.pt(\.prev|\.damaged)?|log\.jsonl|model\.safetensors|'
+FILES = (r'(ckpt|best|step-\d+)\.pt(\.prev|\.damaged)?|log\.jsonl|model\.safetensors|'
          r'(weights|misread|activations)\.png')                                 # which plot.py digits draws
 OURS = re.compile(rf'{FILES}|tensorboard')
 UNFINISHED = re.compile(rf'({FILES})(\.\d+)?\.tmp')                             # half a file that a kill left behind

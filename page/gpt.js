@@ -183,6 +183,14 @@ function showAttention() {
   });
 }
 
+/** The same text from the model of another iteration. */
+async function goBack() {
+  const n = Number($('time').value);
+  $('when').textContent = header.models[n].name;
+  await ask('pick', {n});
+  if (ids.length) await start();
+}
+
 /** Colors each token of the prompt by how much it surprises the model. */
 async function score() {
   ({ids, texts} = await ask('encode', {text: $('prompt').value}));
@@ -202,6 +210,10 @@ async function score() {
 $('go').onclick = () => run(start);
 $('stop').onclick = () => ask('stop');
 $('score').onclick = () => run(score);
+$('time').oninput = () => {
+  $('when').textContent = header.models[Number($('time').value)].name;
+};
+$('time').onchange = () => run(goBack);
 $('layer').oninput = $('head').oninput = showAttention;
 $('prompt').onkeydown = (event) => {
   if (event.key === 'Enter' && (event.ctrlKey || event.metaKey) && !$('go').disabled) run(start);
@@ -213,6 +225,9 @@ async function main() {
   $('prompt').value = header.prompt;
   $('layer').max = header.config.n_layer - 1;
   $('head').max = header.config.n_head - 1;
+  $('timerow').hidden = header.models.length < 2;
+  $('time').max = $('time').value = header.models.length - 1;
+  $('when').textContent = header.models[header.models.length - 1].name;
   const buffer = readWeights();
   await ask('load', {header, buffer}, null, [buffer]);
   say('Ready');

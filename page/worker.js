@@ -4,6 +4,7 @@
  */
 'use strict';
 
+let models = [];                                      // of several iterations of a run, the last one last
 let model = null;
 let tokenizer = null;
 let wanted = 0;                                       // the id of the generation that is to go on
@@ -20,9 +21,15 @@ function mostLikely(logits, n) {
 
 const ACTIONS = {
   load({header, buffer}) {
-    model = new GPT(header, buffer);
+    models = header.models.map(({tensors}) => new GPT({config: header.config, tensors}, buffer));
+    model = models[models.length - 1];
     tokenizer = makeTokenizer(header.tokenizer);
     return {vocabulary: tokenizer.nVocab};
+  },
+
+  /** Goes on with the model of another iteration. */
+  pick({n}) {
+    model = models[n];
   },
 
   /** A text as ids, begun as sample.py begins it, and what each of them adds to the text. */

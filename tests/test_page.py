@@ -140,12 +140,14 @@ const header = JSON.parse(/<script type="application\\/json" id="header">(.*?)<\
 const pieces = Array.from(html.matchAll(/class="weights">(.*?)<\\/script>/gs), (m) => Buffer.from(m[1], 'base64'));
 const bytes = Buffer.concat(pieces);
 const buffer = bytes.buffer.slice(bytes.byteOffset, bytes.byteOffset + bytes.length);
-const model = new GPT(header, buffer);
 const tokenizer = makeTokenizer(header.tokenizer);
 const ids = tokenizer.prompt(tokenizer.encode(prompt));
-const steps = generate(model, ids, new Sampler({temperature: 0}), tokenizer.nVocab);
-const tokens = Array.from({length: Number(n)}, () => steps.next().value);
-console.log(JSON.stringify({tokens, size: bytes.length, header}));
+const all = header.models.map(({tensors}) => {
+  const model = new GPT({config: header.config, tensors}, buffer);
+  const steps = generate(model, ids, new Sampler({temperature: 0}), tokenizer.nVocab);
+  return Array.from({length: Number(n)}, () => steps.next().value);
+});
+console.log(JSON.stringify({tokens: all[all.length - 1], all, size: bytes.length, header}));
 """
 BYTES = dict(block_size=64, vocab_size=256, n_layer=2, n_head=4, n_embd=32)
 
@@ -249,3 +251,17 @@ def test_export_writes_a_page(place):
                                                    'replace it\n')
     wrong = run_main(export, '--out_dir=out', '--to=html', '--dtype=q8_0')
     assert wrong.stderr.startswith('error: dtype=')
+
+
+def test_a_page_has_the_models_of_earlier_iterations(place):
+    """What train.py --keep_interval kept, in the order of the iterations, and each writes its own text."""
+    assert run_main(train, *flags_of(max_iters=12, keep_interval=5, eval_iters=1)).returncode == 0
+    assert run_main(export, '--out_dir=out', '--to=html', '--checkpoint=ckpt.pt').returncode == 0
+    found = opened('out/model.html', prompt='a', n=30)
+    assert [model['name'] for model in found['header']['models']] == [f'iteration {i}' for i in (0, 5, 10, 12)]
+    for name, tokens in zip(('step-000000.pt', 'step-000005.pt', 'step-000010.pt', 'ckpt.pt'), found['all']):
+        pretrained_model = pretrained.load_checkpoint(f'out/{name}')
+        model = pretrained.build(pretrained_model).eval()
+        start = pretrained.tokenizer_for(pretrained_model).encode('a')
+        assert tokens == model.generate(torch.tensor([start]), 30)[0, 1:].tolist()
+    assert found['all'][0] != found['all'][-1]
