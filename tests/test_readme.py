@@ -101,7 +101,7 @@ def lacks_something(command, place):
 def fresh_copy(place, test_data):
     """The repo without data, and beside it what the pages take for granted: two texts, and what would be downloaded."""
     built = shutil.ignore_patterns('*.bin', '*-ubyte', 'meta.*', 'input.txt', '*.tsv', '__pycache__')
-    for folder in ('config', 'data', 'gradus', 'plots', 'benchmarks'):
+    for folder in ('config', 'data', 'gradus', 'plots', 'page', 'benchmarks'):
         shutil.copytree(REPO / folder, place / folder, ignore=built)
     for file in (*REPO.glob('*.py'), README):
         shutil.copy(file, place)
