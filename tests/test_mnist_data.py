@@ -264,6 +264,7 @@ def test_without_a_network(tmp_path, monkeypatch, capfd):
     os.makedirs('data/mnist')
     shutil.copy(REPO / 'data/mnist/prepare.py', 'data/mnist')
     shutil.copytree(REPO / 'gradus', 'gradus')        # prepare.py imports it from two folders above its own
+    shutil.copy(REPO / 'model.py', '.')
     for name, value in OFFLINE.items():
         monkeypatch.setenv(name, value)
     capfd.readouterr()
