@@ -53,7 +53,6 @@ class Reader:
             raise UserError(f'{thing}, {place}: expected a model to which each is one token')
         return (logits[0, 0, ids[0][0]] - logits[0, 0, ids[1][0]]).item()
 
-
     def head(self, name):
         """'4.1' as (4, 1). Raises UserError if the model has no such head."""
         c = self.model.config

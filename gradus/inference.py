@@ -45,6 +45,12 @@ class SplitLinear(nn.Module):
         return y.transpose(0, 1).reshape(*x.shape[:-1], -1)                     # (..., out)
 
 
+def quantize_rows(matrix):
+    """Each row of a matrix (n, m) as integers from -127 to 127, (n, m), times a scale, (n,)."""
+    scale = matrix.abs().amax(dim=1).clamp_min(1e-30) / 127                     # (n,)
+    return (matrix / scale[:, None]).round().to(torch.int8), scale
+
+
 class Int8Linear(nn.Module):
     """
     y = x W^T + b with W in 8 bits: row j is a scale t_j times integers from -127 to 127. Each row i of x is quantized
@@ -56,8 +62,7 @@ class Int8Linear(nn.Module):
     def __init__(self, linear):
         super().__init__()
         weight = linear.weight.detach()
-        self.scale = weight.abs().amax(dim=1).clamp_min(1e-30) / 127            # (out,)
-        self.weight = (weight / self.scale[:, None]).round().to(torch.int8)     # (out, in)
+        self.weight, self.scale = quantize_rows(weight)                         # (out, in), (out,)
         self.bias = linear.bias
 
     def forward(self, x):                                                       # (..., in)

@@ -19,6 +19,7 @@ from gradus import digits, log
 from gradus.bpe import as_bpe
 from gradus.errors import UserError, one_line, warn
 from gradus.files import atomic_write
+from gradus.inference import quantize_rows
 from gradus.js_regex import to_javascript
 
 FOLDER = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), 'page')
@@ -89,9 +90,8 @@ def layout(shapes, dtype, tied, at=0):
 
 def bytes_of(tensor, entry):
     """A tensor as its entry says, with zeros at the end up to a multiple of 12 bytes."""
-    if entry['dtype'] == 'int8':                      # as Int8Linear of gradus/inference.py
-        scale = tensor.abs().amax(dim=1).clamp_min(1e-30) / 127
-        rows = (tensor / scale[:, None]).round().to(torch.int8)
+    if entry['dtype'] == 'int8':
+        rows, scale = quantize_rows(tensor)
         content = scale.numpy().tobytes() + rows.numpy().tobytes()
     else:
         content = tensor.to(torch.float16 if entry['dtype'] == 'f16' else torch.float32).numpy().tobytes()
@@ -160,7 +160,7 @@ def write_gpt(path, found, tokenizer, dtype='f32', earlier=()):
         engine=source('engine.js', 'tokenizer.js', 'worker.js'),
         weights=chain(*(weight_elements(model.weights, entry['tensors'])
                         for model, entry in zip((*earlier, found), models))),
-        script=source('gpt.js'),
+        script=source('weights.js', 'gpt.js'),
     ))
 
 
@@ -198,7 +198,7 @@ def write_digits(path, found, state):
         style=source('style.css'),
         header=embed_json(header),
         weights=weight_elements(weights, entries),
-        script=source('network.js', 'diagram.js', 'digits.js'),
+        script=source('weights.js', 'network.js', 'diagram.js', 'digits.js'),
     ))
 
 

@@ -8,7 +8,7 @@
 
 const $ = (id) => document.getElementById(id);
 const header = JSON.parse($('header').textContent);
-const network = new Network(header, readWeights());
+const network = new Network(header, readWeights(header.bytes));
 const diagram = new Diagram($('network'), network);
 const examples = header.examples.map(
   ({digit, pixels}) => ({digit, x: Float64Array.from(bytesOf(pixels), (value) => value / 255)}));
@@ -20,28 +20,6 @@ let drawn = false;                                    // is there one?
 let truth = null;                                     // the digit that it was, by the reader's account
 let before = null;                                    // {out, cost} before the last step of learning
 let forward = null;                                   // what the network makes of x: {a, z}
-
-// ---------------------------------------------------------------------------- what is in the file
-
-function bytesOf(base64) {
-  return Uint8Array.from(atob(base64), (c) => c.charCodeAt(0));
-}
-
-/** The weights, which lie in the page as base64, in pieces. */
-function readWeights() {
-  const bytes = new Uint8Array(header.bytes);
-  let at = 0;
-  for (const piece of document.querySelectorAll('script.weights')) {
-    const text = piece.textContent;
-    for (let i = 0; i < text.length; i += 2 ** 20) {  // a multiple of 4 characters is a multiple of 3 bytes
-      const part = bytesOf(text.slice(i, i + 2 ** 20));
-      bytes.set(part, at);
-      at += part.length;
-    }
-    piece.remove();
-  }
-  return bytes.buffer;
-}
 
 /** A new element, with a text. */
 function element(name, text = '', className = '') {

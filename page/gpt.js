@@ -33,22 +33,6 @@ function ask(action, message = {}, onToken = null, transfer = []) {
   });
 }
 
-/** The weights, which lie in the page as base64, in pieces. */
-function readWeights() {
-  const pieces = Array.from(document.querySelectorAll('script.weights'));
-  const bytes = new Uint8Array(header.bytes);
-  let at = 0;
-  for (const piece of pieces) {
-    const text = piece.textContent;
-    for (let i = 0; i < text.length; i += 2 ** 20) {  // a multiple of 4 characters is a multiple of 3 bytes
-      const part = atob(text.slice(i, i + 2 ** 20));
-      for (let j = 0; j < part.length; j++) bytes[at++] = part.charCodeAt(j);
-    }
-    piece.remove();
-  }
-  return bytes.buffer;
-}
-
 function say(text, isError = false) {
   $('status').textContent = text;
   $('status').className = isError ? 'error' : '';
@@ -228,7 +212,7 @@ async function main() {
   $('timerow').hidden = header.models.length < 2;
   $('time').max = $('time').value = header.models.length - 1;
   $('when').textContent = header.models[header.models.length - 1].name;
-  const buffer = readWeights();
+  const buffer = readWeights(header.bytes);
   await ask('load', {header, buffer}, null, [buffer]);
   say('Ready');
   for (const id of ['go', 'score']) $(id).disabled = false;

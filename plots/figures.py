@@ -19,7 +19,6 @@ STYLE = {
     'grid.alpha': 0.3,
     'axes.spines.top': False,
     'axes.spines.right': False,
-    'axes.prop_cycle': None,          # set in `new_figure`: LINES
     'image.interpolation': 'nearest',
     'svg.fonttype': 'none',           # text stays text
     'svg.hashsalt': 'gradus',         # the same picture is the same file
