@@ -14,6 +14,7 @@ Compare Gradus with what it should beat: `python bench.py NAME ...` runs benchma
     python bench.py what-if                             the table of WHATIF.md: a GPT with one thing changed
     python bench.py tokenizers                          bits per byte after equal time with each tokenizer
     python bench.py pizza --model FILE                  what "it" looks at, in 90 sentences, and what the model says
+    python bench.py page                                tokens/s of HTML pages in Chromium
     python bench.py checkpoint                          what it costs to save GPT-2 124M
     python bench.py export-memory                       memory that export and import of 350M weights take
 

@@ -9,9 +9,10 @@ Draw what a network has learned, and how: `python plot.py NAME ...` runs plots/N
     python plot.py temperature --start="To be"       the next token, at several temperatures
     python plot.py parameters config/x.py            where the weights are
     python plot.py digits --out_dir=out-mnist        what a digit network sees, and what it misread
+    python plot.py screenshot --page=model.html      a page of export.py --to=html, as a browser shows it
     python plot.py docs                              all pictures of the pages of this repo, once more
 
-Needs matplotlib: pip install matplotlib
+Needs matplotlib: pip install matplotlib (screenshot: playwright)
 """
 
 import importlib

@@ -57,6 +57,18 @@ def write(path, template, parts):
                 f.write(text.encode())
 
 
+def check_size(path, size, remedy=''):
+    """Raise UserError if `size` bytes of weights are too many for a page."""
+    if size * 4 / 3 > LIMIT:                          # base64
+        raise UserError(f'{path}: {size:,} bytes of weights; expected at most {LIMIT * 3 // 4:,} in a page{remedy}')
+
+
+def trained_on(path):
+    """'trained on 2026-11-26': when the checkpoint `path` was written; empty if that is not known."""
+    file = path if os.path.exists(path) else path + '.prev'
+    return f'trained on {date.fromtimestamp(os.path.getmtime(file)).isoformat()}' if os.path.isfile(file) else ''
+
+
 def title_of(source):
     """The name of the run whose checkpoint is the file `source`."""
     return one_line(os.path.basename(os.path.dirname(os.path.abspath(source))) or source, limit=80)
@@ -139,19 +151,14 @@ def write_gpt(path, found, tokenizer, dtype='f32', earlier=()):
             raise UserError(f'{model.source}: another model than {found.source}; expected one of the same run')
         entries, size = layout(found.weights.shapes, dtype, config.tie_weights, size)
         models.append(dict(name=f'iteration {model.iter_num}', tensors=entries))
-    if size * 4 / 3 > LIMIT:
-        raise UserError(f'{path}: {size:,} bytes of weights; expected at most {LIMIT * 3 // 4:,} in a page; '
-                        'use --dtype=int8, or --to=gguf for llama.cpp')
-    run = one_line(found.about.removeprefix(found.source).removeprefix(': '))   # without the path, which is nobody's
-    run = f'{run}; ' if run else ''
-    n_params = sum(shape.numel() for name, shape in found.weights.shapes.items() if name in entries)
+    check_size(path, size, '; use --dtype=int8, or --to=gguf for llama.cpp')
     header = dict(
         config=asdict(config),
         models=models,
         bytes=size,
         tokenizer=spec_for_page(tokenizer),
         title=title_of(found.source),
-        about=f'{run}{n_params / 1e6:.2f}M weights, {dtype}, context of {config.block_size} tokens',
+        about=about_gpt(found, dtype, [found.weights.shapes[name] for name in entries]),
         prompt='',
     )
     write(path, 'gpt.html', dict(
@@ -162,6 +169,15 @@ def write_gpt(path, found, tokenizer, dtype='f32', earlier=()):
                         for model, entry in zip((*earlier, found), models))),
         script=source('weights.js', 'gpt.js'),
     ))
+
+
+def about_gpt(found, dtype, shapes):
+    """A line about a model with tensors of these shapes: its run without the path, which is nobody's, and its sizes."""
+    n_params = sum(shape.numel() for shape in shapes)
+    parts = [one_line(found.about.removeprefix(found.source).removeprefix(': ')),
+             trained_on(found.source) if found.iter_num is not None else '',
+             f'{n_params / 1e6:.2f}M weights', dtype, f'context of {found.config.block_size} tokens']
+    return ', '.join(part for part in parts if part)
 
 
 # ---------------------------------------------------------------------------- a digit network
@@ -178,8 +194,7 @@ def write_digits(path, found, state):
     model = digits.build(args, found, state['model']).eval()
     weights = folded(model)
     entries, size = layout({name: tensor.shape for name, tensor in weights.items()}, 'f32', tied=False)
-    if size * 4 / 3 > LIMIT:
-        raise UserError(f'{path}: {size:,} bytes of weights; expected at most {LIMIT * 3 // 4:,} in a page')
+    check_size(path, size)
     n_weights = sum(tensor.numel() for tensor in weights.values())
     batch_norm = bool(args.get('batch_norm'))
     header = dict(
@@ -234,9 +249,7 @@ def about_digits(found, state, n_weights):
     if accuracy:
         measure = 'accuracy on the rest' if state.get('config', {}).get('evaluate') == 'rest' else 'test accuracy'
         parts.append(f'{measure} {accuracy[-1]:.2%}')
-    file = found if os.path.exists(found) else found + '.prev'
-    parts.append(f'trained on {date.fromtimestamp(os.path.getmtime(file)).isoformat()}')
-    return ', '.join(parts)
+    return ', '.join([*parts, trained_on(found)])
 
 
 def examples():

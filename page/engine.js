@@ -164,13 +164,35 @@ function complete(config) {
   };
 }
 
-/** Keys and values (block_size, G D) of each layer; the first `length` positions are in use. */
+/** Keys and values (S, G D) of each layer, for the S tokens `ids`. */
 class KVCache {
   constructor(config) {
-    const c = complete(config);
-    const make = () => new Float32Array(c.block_size * c.G * c.D);
-    this.length = 0;
-    this.layers = Array.from({length: c.n_layer}, () => ({keys: make(), values: make()}));
+    const {G, D, n_layer} = complete(config);
+    this.ids = [];
+    this.room = 0;                                    // tokens that the arrays have room for
+    this.width = G * D;
+    this.layers = Array.from({length: n_layer}, () => ({keys: new Float32Array(0), values: new Float32Array(0)}));
+  }
+
+  /** Makes room for n tokens. */
+  reserve(n) {
+    if (n <= this.room) return;
+    this.room = Math.max(n, 2 * this.room);
+    for (const layer of this.layers) {
+      for (const name of ['keys', 'values']) {
+        const larger = new Float32Array(this.room * this.width);
+        larger.set(layer[name]);
+        layer[name] = larger;
+      }
+    }
+  }
+
+  /** Keeps the tokens that `ids` also begins with, and forgets the others. Returns the rest of ids, at least one. */
+  unread(ids) {
+    let n = 0;
+    while (n < ids.length - 1 && ids[n] === this.ids[n]) n++;
+    this.ids.length = n;
+    return ids.slice(n);
   }
 }
 
@@ -197,9 +219,10 @@ class GPT {
    */
   forward(ids, cache = null, {all = false, attention = null, off = null} = {}) {
     const c = this.config;
-    const T = ids.length, C = c.n_embd, past = cache ? cache.length : 0;
+    const T = ids.length, C = c.n_embd, past = cache ? cache.ids.length : 0;
     if (T < 1 || past + T > c.block_size) throw new Error(`${past + T} tokens: expected 1 to ${c.block_size}`);
     if (cache && c.mask !== 'causal') throw new Error(`mask=${c.mask}: expected causal, to use a cache`);
+    if (cache) cache.reserve(past + T);
 
     let x = this.embed(ids, past);                                              // (T, C)
     for (let layer = 0; layer < c.n_layer; layer++) {
@@ -210,7 +233,7 @@ class GPT {
       x = this.feedForward(this.norm(a, `${name}.ln_2`), T, `${name}.mlp`);
       if (c.residual) for (let i = 0; i < x.length; i++) x[i] += a[i];
     }
-    if (cache) cache.length += T;
+    if (cache) cache.ids.push(...ids);
 
     x = this.norm(all ? x : x.subarray((T - 1) * C), 'transformer.ln_f');
     const head = this.weights['lm_head.weight'] || this.weights['transformer.wte.weight'];  // the latter if tied
@@ -362,21 +385,22 @@ class Sampler {
   }
 }
 
+/** A cache for a model, or null if its tokens see later ones: then nothing can be kept. */
+function makeCache(config) {
+  return config.mask === 'causal' ? new KVCache(config) : null;
+}
+
 /** Yields ids that follow `ids`, endlessly, as GPT.stream of model.py. Ids >= vocabulary are padding, never chosen. */
-function* generate(model, ids, sampler, vocabulary = model.config.vocab_size, off = null) {
+function* generate(model, ids, sampler, vocabulary = model.config.vocab_size, off = null,
+                   cache = makeCache(model.config)) {
   const size = model.config.block_size;
-  const cache = model.config.mask === 'causal' ? new KVCache(model.config) : null;
   ids = Array.from(ids);
-  let unread = ids.slice(-size);
+  let start = Math.max(0, ids.length - size);         // of the window that the model sees
   while (true) {
-    if (!cache) {
-      unread = ids.slice(-size);
-    } else if (cache.length + unread.length > size) { // full: read the newer half again
-      cache.length = 0;
-      unread = ids.slice(-((size + 1) >> 1));
-    }
-    const id = sampler.choose(model.forward(unread, cache, {off}).subarray(0, vocabulary));
-    unread = [id];
+    if (ids.length - start > size) start = ids.length - (cache ? (size + 1) >> 1 : size);   // full: the newer half
+    const window = ids.slice(start);
+    const logits = model.forward(cache ? cache.unread(window) : window, cache, {off});
+    const id = sampler.choose(logits.subarray(0, vocabulary));
     ids.push(id);
     yield id;
   }

@@ -5,6 +5,8 @@ curve beside nanoGPT's.
 
     python plot.py docs
     python plot.py docs --gguf=SmolLM2-135M-Instruct.Q4_1.gguf --against=../nanoGPT
+
+The picture of a page needs playwright and an installed Chromium, too.
 """
 
 import os
@@ -57,6 +59,9 @@ DIGITS = [
 ]
 
 
+# How a browser shows the page of a model: (picture in docs/, the run, arguments of plot.py).
+PAGES = [('page.png', 'out-shakespeare-char-cpu', 'screenshot --start="ROMEO:\\nWhat" --click=52')]
+
 # docs/pizza.md shows a published model.
 PUBLISHED = [
     ('pizza-heads.png', 'attention --start="The pizza came out of the oven and it tasted good." '
@@ -87,6 +92,11 @@ def main(cfg):
         python(f'plot.py digits --out_dir={run} --image=test:1234')
     for picture, run, source in DIGITS:
         shutil.copyfile(os.path.join(run, source), os.path.join(cfg.out, picture))
+
+    for picture, run, arguments in PAGES:
+        page = os.path.join(run, 'model.html')
+        python(f'export.py --out_dir={run} --to=html --dest={page} --force')
+        python(f'plot.py {arguments} --page={page} --out={shlex.quote(os.path.join(cfg.out, picture))}')
 
     for picture, arguments in PUBLISHED if cfg.gguf else ():
         target = shlex.quote(os.path.join(cfg.out, picture))

@@ -61,19 +61,22 @@ def save(figure, path):
     content = io.BytesIO()
     ending = path.rsplit('.', 1)[1].lower()
     figure.savefig(content, format=ending, metadata=_without_date(path))
-    if ending == 'png':
-        content = _with_palette(content)
-    with atomic_write(path) as f:
-        f.write(content.getvalue())
-    print(f'{path}: drawn')
+    write(path, with_palette(content) if ending == 'png' else content)
 
 
-def _with_palette(content):
+def with_palette(content):
     """A PNG with 256 colors, which are enough for us: a third of the bytes. Pillow comes with matplotlib."""
     from PIL import Image
     small = io.BytesIO()
     Image.open(content).convert('RGB').quantize(256).save(small, 'PNG', optimize=True)
     return small
+
+
+def write(path, content):
+    """Write a picture that is in memory."""
+    with atomic_write(path) as f:
+        f.write(content.getvalue())
+    print(f'{path}: drawn')
 
 
 def _without_date(path):

@@ -17,7 +17,8 @@ LAYERS = ['nanogpt', 'onnx_file', 'pretrained', 'page', 'gguf_file', 'hf', 'fami
 
 CORE = {'torch', 'numpy', 'tiktoken', 'tqdm', 'regex'}     # tiktoken needs regex
 OPTIONAL = {'PIL', 'safetensors', 'huggingface_hub', 'wandb', 'datasets', 'gguf', 'xllamacpp', 'matplotlib',
-            'cycler', 'onnx', 'onnx_ir', 'onnxscript', 'sacrebleu', 'tokenizers', 'pyarrow', 'tensorboard'}
+            'playwright', 'cycler', 'onnx', 'onnx_ir', 'onnxscript', 'sacrebleu', 'tokenizers', 'pyarrow',
+            'tensorboard'}
 
 
 def imports(path):

@@ -187,7 +187,7 @@ def test_a_page_writes_what_sample_py_writes(config, tmp_path):
     prompt = torch.tensor([list(b'Hi')])
     assert found['tokens'] == model.generate(prompt, 200)[0, 2:].tolist()
     assert len(set(found['tokens'])) > 1              # not one token again and again
-    assert found['header']['about'].startswith('iteration 5, best val loss 1.2; 0.0')
+    assert found['header']['about'].startswith('iteration 5, best val loss 1.2, 0.0')
 
 
 def test_int8_is_our_int8(tmp_path):

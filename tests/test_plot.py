@@ -28,7 +28,7 @@ def test_what_is_a_picture():
     """Not every file in plots/ is: some are what the others share."""
     plot = runpy.run_path(str(REPO / 'plot.py'))
     assert set(re.findall(r'    python plot.py (\w+) ', plot['__doc__'])) == set(PICTURES)
-    assert not {'figures', 'findings', 'made_of', 'page', 'runs'} & set(PICTURES)
+    assert not {'browser', 'figures', 'findings', 'made_of', 'page', 'runs'} & set(PICTURES)
 
 
 def test_an_unknown_picture(monkeypatch):
