@@ -81,13 +81,16 @@ def probabilities(model, ids):
 
 
 @pytest.mark.parametrize('config', [
-    dict(), dict(pos='rotary', norm='rmsnorm', mlp='swiglu', n_kv_head=2, bias=False), dict(mask='none'),
-], ids=['gpt2', 'llama', 'no mask'])
+    dict(),
+    dict(pos='rotary', norm='rmsnorm', mlp='swiglu', n_kv_head=2, bias=False),
+    dict(pos='rotary', norm='rmsnorm', mlp='swiglu', qk_norm=True, bias=False, tie_weights=False, head_dim=16),
+    dict(mask='none'),
+], ids=['gpt2', 'llama', 'qwen3', 'no mask'])
 def test_text_alternatives_and_attention(config, tmp_path, open_page):
     model, path = model_of_characters(tmp_path, **config)
     tab = open_page(path)
-    texts = write_text(tab, n=80)                     # more than the context of 64
-    ids = model.generate(torch.tensor([encode('Hi')]), 80)[0].tolist()
+    texts = write_text(tab, n=200)                    # three contexts
+    ids = model.generate(torch.tensor([encode('Hi')]), 200)[0].tolist()
     assert ''.join(texts) == ''.join(ASCII['chars'][i] for i in ids)
 
     # Click: what else was likely there.
@@ -102,7 +105,7 @@ def test_text_alternatives_and_attention(config, tmp_path, open_page):
     second = probs.topk(2).indices[1].item()
     rows[1].click()
     wait(tab)
-    other = model.generate(torch.tensor([[*ids[:20], second]]), 80)[0].tolist()
+    other = model.generate(torch.tensor([[*ids[:20], second]]), 200)[0].tolist()
     assert ''.join(tab.locator('#text span').all_text_contents()) == ''.join(ASCII['chars'][i] for i in other)
 
     # Point: where the first head of the first layer looks.
