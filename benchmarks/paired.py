@@ -1,6 +1,6 @@
 """
-What the benchmarks share: run nanoGPT and our scripts, time them, say whether pairs of values differ, and report values,
-medians and paired ratios.
+What the benchmarks share: run nanoGPT and our scripts, time them, say whether pairs of values differ, and report all
+values, medians and paired ratios.
 """
 
 import importlib.util
@@ -179,8 +179,8 @@ def interval(differences):
 
 def p_below_0(differences):
     """
-    The paired t test, one-sided: how probable is a mean of the differences this far below 0, or further, if the true one
-    is 0? Two or more differences.
+    The paired t test, one-sided: if the true mean of the differences is 0, how probable is one this far below 0, or
+    further? Two or more differences.
     """
     n = len(differences)
     mean = statistics.mean(differences)
