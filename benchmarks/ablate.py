@@ -14,7 +14,8 @@ beside them holds for all runs. The budget of each run:
 
 Under a budget, both max_iters and lr_decay_iters are that number, so that the learning rate reaches its end; a warm-up
 that would not fit becomes a tenth of it. The loss is that of the last weights over the whole val split, in windows of
-the model's own context. The seconds are those of the training loop, without start-up.
+the model's own context. The seconds are those of the training loop, without start-up; those more than a tenth
+off the budget are marked: then something else ran on the machine.
 
 The results stay in --out: a second call continues where the first was stopped, and trains nothing twice.
 """
@@ -122,18 +123,21 @@ HEAD = """| variant | loss | range | difference from base, 95% interval | iterat
 |---|---|---|---|---|---|"""
 
 
-def table(rows_of):
+def table(rows_of, budget):
     """The Markdown of one text. rows_of {variant: its results, seed by seed}, 'base' first."""
     lines = [HEAD]
     for name, rows in rows_of.items():
         losses = [row['loss'] for row in rows if row['loss'] is not None]
-        cells = ['', '', difference(rows, rows_of['base']) if name != 'base' else '', rows[0]['iterations'], '']
         if len(losses) < len(rows):
-            cells[0] = f'diverged in {len(rows) - len(losses)} of {len(rows)}'
+            cells = [f'diverged in {len(rows) - len(losses)} of {len(rows)}', '', '', rows[0]['iterations'], '']
         else:
-            cells[0] = f'{statistics.mean(losses):.4f}'
-            cells[1] = f'{min(losses):.4f} to {max(losses):.4f}'
-            cells[4] = f"{statistics.mean(row['seconds'] for row in rows):.1f}"
+            seconds = statistics.mean(row['seconds'] for row in rows)
+            off = budget.seconds and abs(seconds / budget.seconds - 1) > 0.1
+            cells = [f'{statistics.mean(losses):.4f}',
+                     f'{min(losses):.4f} to {max(losses):.4f}',
+                     '' if name == 'base' else difference(rows, rows_of['base']),
+                     rows[0]['iterations'],
+                     f'{seconds:.1f}' + (', **not equal time**' if off else '')]
         name = name if name == 'base' else '`' + name.replace('|', r'\|') + '`'
         lines.append(f"| {' | '.join([name, *map(str, cells)])} |")
     return '\n'.join(lines)
@@ -141,8 +145,8 @@ def table(rows_of):
 
 def difference(rows, base):
     """How the losses differ from those of the base with the same seeds, in words."""
-    if any(row['loss'] is None for row in (*rows, *base)):
-        return ''
+    if any(row['loss'] is None for row in base):
+        return 'the base diverged'
     differences = [row['loss'] - other['loss'] for row, other in zip(rows, base)]
     if len(differences) < 2:
         return f'{differences[0]:+.4f}; one seed, no interval'
@@ -214,13 +218,15 @@ def main():
             runs.append((name, cfg, key_of(cfg, n_threads)))
             keys.setdefault(dataset, {}).setdefault(name, []).append(runs[-1][2])
         results.warn_of_other_code([key for _, _, key in runs])
-        finish_all(runs, results, args.out, args.keep, args.jobs)
+        trained = finish_all(runs, results, args.out, args.keep, args.jobs)
 
-        stream = sys.stdout if n_seeds == args.seeds else sys.stderr
-        for dataset, variants in keys.items():
-            rows_of = {name: [results.rows[key] for key in found] for name, found in variants.items()}
-            print(f'\n**data/{dataset}**\n\n{table(rows_of)}', file=stream)
-        print(f'\n{notes(budget, n_seeds, n_threads, args.jobs)}\n', file=stream, flush=True)
+        is_last = n_seeds == args.seeds
+        if trained or is_last:
+            stream = sys.stdout if is_last else sys.stderr
+            for dataset, variants in keys.items():
+                rows_of = {name: [results.rows[key] for key in found] for name, found in variants.items()}
+                print(f'\n**data/{dataset}**\n\n{table(rows_of, budget)}', file=stream)
+            print(f'\n{notes(budget, n_seeds, n_threads, args.jobs)}\n', file=stream, flush=True)
 
 
 if __name__ == '__main__':

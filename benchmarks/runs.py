@@ -146,19 +146,21 @@ def pin(cores):
 
 
 def finish_all(runs, results, out, keep, jobs):
-    """Finish those of the runs (name, cfg, key) that have no line yet, `jobs` of them side by side."""
+    """Finish the runs (name, cfg, key) that have no line yet, `jobs` of them side by side. Returns how many there were."""
+    todo = [run for run in runs if run[2] not in results.rows]
     cores = queue.SimpleQueue()
     for core in cores_here():
         cores.put(core)
     pinned = dict(initializer=pin, initargs=(cores,)) if jobs > 1 else {}
     with ThreadPoolExecutor(jobs, **pinned) as pool:
-        futures = [pool.submit(finish, *run, results, out, keep) for run in runs if run[2] not in results.rows]
+        futures = [pool.submit(finish, *run, results, out, keep) for run in todo]
         try:
             for future in futures:
                 future.result()
         except BaseException:                         # also Ctrl-C, which the runs get, too: they save and stop
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+    return len(todo)
 
 
 # ---------------------------------------------------------------------------- equal time
