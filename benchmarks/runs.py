@@ -146,7 +146,7 @@ def pin(cores):
 
 
 def finish_all(runs, results, out, keep, jobs):
-    """Finish the runs (name, cfg, key) that have no line yet, `jobs` of them side by side. Returns how many there were."""
+    """Finish the runs (name, cfg, key) that have no line yet, `jobs` of them side by side. Returns how many."""
     todo = [run for run in runs if run[2] not in results.rows]
     cores = queue.SimpleQueue()
     for core in cores_here():
