@@ -107,8 +107,10 @@ def configs_of(args, further, budget):
         changes[' '.join(change.split())] = flags_of(change)
     configs = {}
     for dataset in dict.fromkeys(args.datasets.split(',')):
-        for name, flags in changes.items():
-            cfg = settings_of([args.config, *further, *flags], dataset, budget)
+        for name, words in changes.items():
+            files = [word for word in words if not word.startswith('-')]        # before what holds for all runs
+            flags = [word for word in words if word.startswith('-')]
+            cfg = settings_of([args.config, *files, *further, *flags], dataset, budget)
             dataset = cfg.dataset                     # the base's, if none was given
             configs[name, dataset] = cfg
         folder = os.path.join('data', dataset)

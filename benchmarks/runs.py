@@ -20,6 +20,7 @@ from glob import glob
 from benchmarks.paired import HERE, val_loss
 from gradus import log, metadata
 from gradus.errors import UserError, one_line, warn
+from gradus.files import make_folder
 
 ROUNDS = 3                                            # in which the time of a step is measured
 STEPS = 40                                            # at least so many in each
@@ -44,7 +45,7 @@ class Results:
     """results.jsonl: a line for each finished run, and for each step time that was measured; {key: line} in `rows`."""
 
     def __init__(self, folder):
-        os.makedirs(folder, exist_ok=True)
+        make_folder(folder, 'give another --out')
         self.path = os.path.join(folder, 'results.jsonl')
         self.lock = threading.Lock()
         self.code = code_digest()

@@ -245,6 +245,15 @@ def test_one_table_for_each_dataset(here, monkeypatch, capsys):
     assert [cfg.dataset for cfg, _ in here] == ['babble', 'babble', 'other', 'other'] * 2
 
 
+def test_a_change_may_be_a_file(here, monkeypatch, capsys):
+    """What stands beside the changes holds for it as well; what stands in the change comes last."""
+    with open('other.py', 'w', encoding='utf-8') as f:
+        f.write("pos = 'rotary'\nmax_iters = 99\nn_layer = 3\nn_head = 4\ndataset = 'missing'\n")
+    run_ablate(monkeypatch, '--change=n_head=1 other.py', '--seeds=1', '--max_iters=20')
+    assert [(cfg.pos, cfg.max_iters, cfg.n_layer, cfg.n_head, cfg.dataset) for cfg, _ in here] == [
+        ('learned', 20, 1, 2, 'babble'), ('rotary', 20, 3, 1, 'babble')]
+
+
 @pytest.mark.parametrize('args, message', [
     (['--change=n_lyer=3'], '--n_lyer: unknown key; did you mean n_layer?'),
     (['--n_layer=no'], 'expected int'),
@@ -256,6 +265,7 @@ def test_one_table_for_each_dataset(here, monkeypatch, capsys):
     (['--jobs=0'], '--jobs=0: expected'),
     (['--jobs=2', '--budget=10s'], 'expected --jobs=1'),
     (['--change=seed=3'], 'expected --seeds=N'),
+    (['--out=base.py'], 'base.py'),
     (['--dataset=babble'], 'expected --datasets=A,B'),
     (['--budget=3steps', '--max_iters=9'], 'expected no --budget'),
 ])
