@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from gradus import preparation
 from gradus.errors import UserError, one_line
 from gradus.files import require_file
+from gradus.shapes import shapes_only
 from model import MLP
 
 FILES = {
@@ -87,7 +88,7 @@ def build(args, source, weights):
     if 'n_layer' in args:
         raise UserError(f'{source}: a GPT; expected a digit network, which mlp_mnist.py trains')
     try:
-        with torch.device('meta'):                    # costs no memory, whatever the sizes claim to be
+        with shapes_only():                           # before there is memory for the sizes that a file claims
             MLP(**args).load_state_dict(weights, assign=True)
         model = MLP(**args)
         model.load_state_dict(weights)

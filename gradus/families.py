@@ -16,6 +16,7 @@ import torch
 
 from gradus.errors import UserError, show
 from gradus.optim import FLOATS
+from gradus.shapes import shapes_only
 from model import GPT, GPTConfig
 
 
@@ -161,7 +162,7 @@ def config_from(family, values, source, **more):
 
 def shapes(config):
     """{name: shape} of all parameters of a GPT, without making it."""
-    with torch.device('meta'):                        # one layer: all are alike, and a file may claim many
+    with shapes_only():                               # one layer: all are alike, and a file may claim many
         one = {name: tensor.shape for name, tensor in GPT(replace(config, n_layer=1)).state_dict().items()}
     layer = [name for name in one if '.h.0.' in name]
     names = list(one)

@@ -14,6 +14,8 @@ import torch
 from gradus.checkpoint import NANOGPT_MODEL_ARGS
 from gradus.errors import UserError, one_line
 from gradus.files import atomic_write, make_folder
+from gradus.optim import AdamW
+from gradus.shapes import shapes_only
 from model import GPT, GPTConfig
 
 # nanoGPT's defaults. A run that resumes there keeps these betas and this weight decay, whatever its settings say.
@@ -108,10 +110,10 @@ def _dataset_name(name):
 
 def _blank(args):
     """The names of nanoGPT's parameters, in its order, and the state of an optimizer that has taken no step."""
-    with torch.device('meta'):
+    with shapes_only():
         named = dict(GPT(GPTConfig(**args, mlp='gelu')).named_parameters())
     groups = [
         dict(params=[p for p in named.values() if p.dim() >= 2]),
         dict(params=[p for p in named.values() if p.dim() < 2], weight_decay=0.0),
     ]
-    return list(named), torch.optim.AdamW(groups, **OPTIMIZER).state_dict()
+    return list(named), AdamW(groups, **OPTIMIZER).state_dict()

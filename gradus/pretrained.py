@@ -16,6 +16,7 @@ import torch
 from gradus import checkpoint, configurator, gguf_file, hf, metadata
 from gradus.errors import UserError, one_line, show, warn
 from gradus.families import MISFIT, Weights
+from gradus.shapes import shapes_only
 from gradus.tokenizer import build_tokenizer, check_spec, same_tokens
 from model import GPT, GPTConfig
 
@@ -191,7 +192,7 @@ def build(pretrained, dropout=0.0):
         storages.add(tensor.untyped_storage().data_ptr())
         own[name] = tensor
 
-    with torch.device('meta'):                        # a GPT without memory of its own
+    with shapes_only():
         model = GPT(config)
     if config.tie_weights:
         own['lm_head.weight'] = own['transformer.wte.weight']
