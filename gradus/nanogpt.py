@@ -15,8 +15,8 @@ from gradus.checkpoint import NANOGPT_MODEL_ARGS
 from gradus.errors import UserError, one_line
 from gradus.files import atomic_write, make_folder
 from gradus.optim import AdamW
-from gradus.shapes import shapes_only
-from model import GPT, GPTConfig
+from gradus.shapes import empty_gpt
+from model import GPTConfig
 
 # nanoGPT's defaults. A run that resumes there keeps these betas and this weight decay, whatever its settings say.
 OPTIMIZER = dict(lr=6e-4, betas=(0.9, 0.95), weight_decay=0.1)
@@ -110,8 +110,7 @@ def _dataset_name(name):
 
 def _blank(args):
     """The names of nanoGPT's parameters, in its order, and the state of an optimizer that has taken no step."""
-    with shapes_only():
-        named = dict(GPT(GPTConfig(**args, mlp='gelu')).named_parameters())
+    named = dict(empty_gpt(GPTConfig(**args, mlp='gelu')).named_parameters())
     groups = [
         dict(params=[p for p in named.values() if p.dim() >= 2]),
         dict(params=[p for p in named.values() if p.dim() < 2], weight_decay=0.0),
