@@ -1,7 +1,7 @@
 """
 How long a script takes from its start to its first result, beyond `import torch`, which nobody can avoid:
 
-    train.py        to the end of the first training step of config/quickstart.py; a single batch is evaluated before
+    train.py        to the end of the first training step of config/quickstart.py, with one sequence in a batch
     train.py, on    the same for a resumed run
     mlp_mnist.py    to the end of the first step
     sample.py       to its first token, with the model of that run
@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 
-from benchmarks.paired import HERE
+from benchmarks.paired import HERE, timed
 
 # Runs a script up to the end of its first optimizer step, or to its own end if it takes none.
 DRIVER = """
@@ -37,24 +37,30 @@ stop()
 """
 
 
+QUICKSTART = ['train.py', 'config/quickstart.py', '--device=cpu', '--batch_size=1', '--eval_iters=1']
+
+
 def commands(tmp):
-    """{name: command line for DRIVER}"""
-    run = os.path.join(tmp, 'run')
-    quickstart = ['train.py', 'config/quickstart.py', '--device=cpu', '--eval_iters=1']
+    """{name: command line for DRIVER}; tmp/done holds a run that `prepare` made"""
     return {
         'import torch': [],
-        'train.py': [*quickstart, f'--out_dir={tmp}/new'],
-        'train.py, on': [*quickstart, '--init_from=resume', f'--out_dir={run}'],
+        'train.py': [*QUICKSTART, f'--out_dir={tmp}/new'],
+        'train.py, on': [*QUICKSTART, '--init_from=resume', f'--out_dir={tmp}/done'],
         'mlp_mnist.py': ['mlp_mnist.py', '--device=cpu', f'--out_dir={tmp}/mnist'],
-        'sample.py': ['sample.py', '--device=cpu', '--num_samples=1', '--max_new_tokens=1', f'--out_dir={run}'],
+        'sample.py': ['sample.py', '--device=cpu', '--num_samples=1', '--max_new_tokens=1', f'--out_dir={tmp}/done'],
     }
+
+
+def environment():
+    """This process's, but Python keeps its bytecode between the rounds, as it does unless it is told not to."""
+    return {name: value for name, value in os.environ.items() if name != 'PYTHONDONTWRITEBYTECODE'}
 
 
 def run(arguments, folder):
     """Wall-clock seconds, CPU seconds and modules of one process. Ends the program if it fails."""
     began = time.time()
-    ran = subprocess.run([sys.executable, '-c', DRIVER, *arguments], cwd=folder, capture_output=True, text=True,
-                         encoding='utf-8')
+    ran = subprocess.run([sys.executable, '-c', DRIVER, *arguments], cwd=folder, env=environment(),
+                         capture_output=True, text=True, encoding='utf-8')
     if ran.returncode:
         sys.exit(f"error: {' '.join(arguments)} in {folder} failed: {ran.stderr.strip()[-300:]}")
     ended, cpu, modules = ran.stdout.split('\n')[-4:-1]
@@ -63,9 +69,7 @@ def run(arguments, folder):
 
 def prepare(folder, tmp):
     """A run of one step for sample.py and for the resumed run. Its data is prepared, if it was not."""
-    settings = ['--device=cpu', '--max_iters=1', '--eval_iters=1', '--sample_tokens=0', f'--out_dir={tmp}/run']
-    subprocess.run([sys.executable, 'train.py', 'config/quickstart.py', *settings], cwd=folder, check=True,
-                   capture_output=True)
+    timed([sys.executable, *QUICKSTART, '--max_iters=1', '--sample_tokens=0', f'--out_dir={tmp}/done'], folder)
 
 
 def measure(folders, tmp, rounds):
