@@ -78,7 +78,7 @@ def read_digits(split):
     if images.shape[1:] != (28, 28) or digits.shape != images.shape[:1] or digits.max() > 9:
         raise UserError(f'data/mnist: images {images.shape} and labels {digits.shape} of {split}: '
                         'expected (N, 28, 28) and (N,), labels 0 to 9')
-    return torch.from_numpy(images).flatten(1).float() / 255, torch.from_numpy(digits).long()
+    return torch.from_numpy(images).flatten(1).float().div_(255), torch.from_numpy(digits).long()
 
 
 # ---------------------------------------------------------------------------- the network
