@@ -250,7 +250,7 @@ def train(cfg, sizes, worker, folder):
 
     # The optimizer.
     if cfg.optimizer == 'sgd':
-        optimizer = torch.optim.SGD(optim.param_groups(model, cfg.weight_decay), lr=cfg.eta)
+        optimizer = optim.SGD(optim.param_groups(model, cfg.weight_decay), lr=cfg.eta)
     else:
         optimizer = optim.build(model, 'adamw', cfg.weight_decay, cfg.eta, (0.9, 0.99))
     if resume:

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from gradus import preparation
 from gradus.errors import UserError, one_line
 from gradus.files import require_file
+from gradus.shapes import shapes_only
 from model import MLP
 
 FILES = {
@@ -77,7 +78,7 @@ def read_digits(split):
     if images.shape[1:] != (28, 28) or digits.shape != images.shape[:1] or digits.max() > 9:
         raise UserError(f'data/mnist: images {images.shape} and labels {digits.shape} of {split}: '
                         'expected (N, 28, 28) and (N,), labels 0 to 9')
-    return torch.from_numpy(images).flatten(1).float() / 255, torch.from_numpy(digits).long()
+    return torch.from_numpy(images).flatten(1).float().div_(255), torch.from_numpy(digits).long()
 
 
 # ---------------------------------------------------------------------------- the network
@@ -87,7 +88,7 @@ def build(args, source, weights):
     if 'n_layer' in args:
         raise UserError(f'{source}: a GPT; expected a digit network, which mlp_mnist.py trains')
     try:
-        with torch.device('meta'):                    # costs no memory, whatever the sizes claim to be
+        with shapes_only():                           # before there is memory for the sizes that a file claims
             MLP(**args).load_state_dict(weights, assign=True)
         model = MLP(**args)
         model.load_state_dict(weights)

@@ -16,7 +16,8 @@ import torch
 
 from gradus.errors import UserError, show
 from gradus.optim import FLOATS
-from model import GPT, GPTConfig
+from gradus.shapes import empty_gpt
+from model import GPTConfig
 
 
 @dataclass(frozen=True)
@@ -161,8 +162,8 @@ def config_from(family, values, source, **more):
 
 def shapes(config):
     """{name: shape} of all parameters of a GPT, without making it."""
-    with torch.device('meta'):                        # one layer: all are alike, and a file may claim many
-        one = {name: tensor.shape for name, tensor in GPT(replace(config, n_layer=1)).state_dict().items()}
+    model = empty_gpt(replace(config, n_layer=1))     # all layers are alike, and a file may claim many
+    one = {name: tensor.shape for name, tensor in model.state_dict().items()}
     layer = [name for name in one if '.h.0.' in name]
     names = list(one)
     before, after = names[:names.index(layer[0])], names[names.index(layer[-1]) + 1:]

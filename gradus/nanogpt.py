@@ -14,7 +14,9 @@ import torch
 from gradus.checkpoint import NANOGPT_MODEL_ARGS
 from gradus.errors import UserError, one_line
 from gradus.files import atomic_write, make_folder
-from model import GPT, GPTConfig
+from gradus.optim import AdamW
+from gradus.shapes import empty_gpt
+from model import GPTConfig
 
 # nanoGPT's defaults. A run that resumes there keeps these betas and this weight decay, whatever its settings say.
 OPTIMIZER = dict(lr=6e-4, betas=(0.9, 0.95), weight_decay=0.1)
@@ -108,10 +110,9 @@ def _dataset_name(name):
 
 def _blank(args):
     """The names of nanoGPT's parameters, in its order, and the state of an optimizer that has taken no step."""
-    with torch.device('meta'):
-        named = dict(GPT(GPTConfig(**args, mlp='gelu')).named_parameters())
+    named = dict(empty_gpt(GPTConfig(**args, mlp='gelu')).named_parameters())
     groups = [
         dict(params=[p for p in named.values() if p.dim() >= 2]),
         dict(params=[p for p in named.values() if p.dim() < 2], weight_decay=0.0),
     ]
-    return list(named), torch.optim.AdamW(groups, **OPTIMIZER).state_dict()
+    return list(named), AdamW(groups, **OPTIMIZER).state_dict()

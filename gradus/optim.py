@@ -10,6 +10,7 @@ gradient. It is used for the matrices of the blocks; embeddings and vectors stay
 """
 
 import math
+from inspect import unwrap
 
 import torch
 
@@ -18,6 +19,27 @@ from gradus.errors import UserError, one_line, show
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)         # what weights and moments may be
 SCHEDULES = ('cosine', 'linear')
 OPTIMIZERS = ('adamw', 'muon')
+
+
+class Eager:
+    """
+    The methods of torch.optim without their decorators, which exempt them from torch.compile. The first call of a
+    decorated one imports all of torch.compile, 800 modules in about a second, and we never compile an optimizer.
+    """
+    add_param_group = unwrap(torch.optim.Optimizer.add_param_group)
+    state_dict = unwrap(torch.optim.Optimizer.state_dict)
+    load_state_dict = unwrap(torch.optim.Optimizer.load_state_dict)
+    zero_grad = unwrap(torch.optim.Optimizer.zero_grad)
+
+
+class AdamW(Eager, torch.optim.AdamW):
+    """torch.optim.AdamW: the same bits, the same state."""
+    step = torch.no_grad()(unwrap(torch.optim.AdamW.step))
+
+
+class SGD(Eager, torch.optim.SGD):
+    """torch.optim.SGD."""
+    step = torch.no_grad()(unwrap(torch.optim.SGD.step))
 
 
 def param_groups(model, weight_decay):
@@ -64,7 +86,7 @@ def build(model, optimizer, weight_decay, learning_rate, betas, dtype=torch.floa
     """
     fused = next(model.parameters()).device.type in ('cpu', 'cuda')
     if optimizer == 'adamw':
-        return torch.optim.AdamW(param_groups(model, weight_decay), lr=learning_rate, betas=betas, fused=fused)
+        return AdamW(param_groups(model, weight_decay), lr=learning_rate, betas=betas, fused=fused)
     return Muon(muon_groups(model, weight_decay), dtype, lr=learning_rate, betas=betas, fused=fused)
 
 
@@ -93,7 +115,7 @@ def orthogonalize(matrices, dtype=torch.float32, steps=5):
     return (x.mT if tall else x).to(matrices.dtype)
 
 
-class Muon(torch.optim.AdamW):
+class Muon(AdamW):
     """
     Muon for the groups that have `rows`, AdamW for the others.
 

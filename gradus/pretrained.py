@@ -16,8 +16,9 @@ import torch
 from gradus import checkpoint, configurator, gguf_file, hf, metadata
 from gradus.errors import UserError, one_line, show, warn
 from gradus.families import MISFIT, Weights
+from gradus.shapes import empty_gpt
 from gradus.tokenizer import build_tokenizer, check_spec, same_tokens
-from model import GPT, GPTConfig
+from model import GPTConfig
 
 
 @dataclass
@@ -191,8 +192,7 @@ def build(pretrained, dropout=0.0):
         storages.add(tensor.untyped_storage().data_ptr())
         own[name] = tensor
 
-    with torch.device('meta'):                        # a GPT without memory of its own
-        model = GPT(config)
+    model = empty_gpt(config)
     if config.tie_weights:
         own['lm_head.weight'] = own['transformer.wte.weight']
     model.load_state_dict(own, assign=True)

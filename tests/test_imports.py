@@ -13,7 +13,7 @@ LAYERS = ['nanogpt', 'onnx_file', 'pretrained', 'page', 'gguf_file', 'hf', 'fami
           'run_folder', 'checkpoint', 'chart', 'log', 'mirrors', 'parallel', 'accounting', 'updates', 'interrupt',
           'optim', 'evaluation', 'beam', 'sampling', 'inference', 'digits', 'data', 'pairs', 'bulk', 'corpus', 'bpe',
           'preparation', 'documents', 'metadata', 'shards', 'tokenizer', 'unpickle', 'configurator', 'lock', 'files',
-          'js_regex', 'errors']
+          'js_regex', 'shapes', 'errors']
 
 CORE = {'torch', 'numpy', 'tiktoken', 'tqdm', 'regex'}     # tiktoken needs regex
 OPTIONAL = {'PIL', 'safetensors', 'huggingface_hub', 'wandb', 'datasets', 'gguf', 'xllamacpp', 'matplotlib',

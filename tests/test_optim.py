@@ -115,6 +115,43 @@ def test_state_is_restored_without_the_old_settings():
         optim.load_state(deeper, dict(optimizer=old.state_dict()), 'c.pt')
 
 
+def take_steps(model, optimizer, first, last):
+    """Steps number first, ..., last - 1 with fixed random gradients."""
+    for step in range(first, last):
+        for i, p in enumerate(model.parameters()):
+            p.grad = random_gradient(p, seed=step * 100 + i)
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+@pytest.mark.parametrize('name, options', [
+    ('AdamW', dict(fused=True)),
+    ('AdamW', dict(fused=False)),
+    ('SGD', dict(momentum=0.9)),
+])
+def test_our_optimizers_are_torchs(name, options):
+    """The same weights and states, bit for bit, also after each has continued from the other's state."""
+    kinds = getattr(optim, name), getattr(torch.optim, name)
+    pairs = []
+    for kind in kinds:
+        model = small()
+        pairs.append((model, kind(optim.param_groups(model, 0.1), lr=1e-2, **options)))
+    for model, optimizer in pairs:
+        take_steps(model, optimizer, 0, 3)
+    states = [optimizer.state_dict() for _, optimizer in pairs]
+    assert sha256_of(states[0]) == sha256_of(states[1])
+
+    # Each from the other's state. Gradients are gone and graphs were not recorded.
+    for (model, _), kind, state in zip(pairs, kinds, reversed(states)):
+        assert all(p.grad is None and p.grad_fn is None for p in model.parameters())
+        optimizer = kind(optim.param_groups(model, 0.1), lr=5e-2, **options)
+        optimizer.load_state_dict(state)
+        take_steps(model, optimizer, 3, 5)
+    weights = [sha256_of(model.state_dict()) for model, _ in pairs]
+    assert weights[0] == weights[1]
+    assert weights[0] != sha256_of(small().state_dict())
+
+
 # ---------------------------------------------------------------------------- Muon
 
 @pytest.mark.parametrize('rows, cols', [(32, 32), (16, 48), (48, 16)])
