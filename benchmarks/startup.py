@@ -85,16 +85,19 @@ def measure(folders, tmp, rounds):
 
 
 def report(found, folder, names):
-    """A table of medians, with the lowest and highest value of the wall-clock."""
+    """A table of medians, with the lowest and highest wall-clock; beyond `import torch`: differences in each round."""
     print(f'\n{folder}\n')
     print('| | wall-clock (lowest to highest) | CPU | beyond `import torch`: wall-clock | CPU | modules |')
     print('|---|---|---|---|---|---|')
-    base = [statistics.median(column) for column in zip(*found['import torch', folder])]
+    base = found['import torch', folder]
     for name in names:
-        columns = list(zip(*found[name, folder]))
-        wall, cpu, modules = (statistics.median(column) for column in columns)
-        print(f'| {name} | {wall:.2f} s ({min(columns[0]):.2f} to {max(columns[0]):.2f}) | {cpu:.2f} s | '
-              f'{wall - base[0]:.2f} s | {cpu - base[1]:.2f} s | {modules:.0f} |')
+        rows = found[name, folder]
+        walls = [wall for wall, _, _ in rows]
+        wall, cpu, modules = (statistics.median(column) for column in zip(*rows))
+        more_wall = statistics.median(row[0] - torch[0] for row, torch in zip(rows, base))
+        more_cpu = statistics.median(row[1] - torch[1] for row, torch in zip(rows, base))
+        print(f'| {name} | {wall:.2f} s ({min(walls):.2f} to {max(walls):.2f}) | {cpu:.2f} s | {more_wall:.2f} s | '
+              f'{more_cpu:.2f} s | {modules:.0f} |')
 
 
 def main():
