@@ -16,6 +16,7 @@ Compare Gradus with what it should beat: `python bench.py NAME ...` runs benchma
     python bench.py pizza --model FILE                  what "it" looks at, in 90 sentences, and what the model says
     python bench.py checkpoint                          what it costs to save GPT-2 124M
     python bench.py export-memory                       memory that export and import of 350M weights take
+    python bench.py gpu --against NANOGPT               what a GPU does, in eight minutes: tests, speed, loss, resume
 
 NANOGPT is the path of a checkout of nanoGPT. The two sides alternate, so that other load on the machine affects both.
 The output shows all values, their medians, and the median of the paired ratios.
@@ -30,10 +31,13 @@ from gradus.errors import UserError, exit_on_error
 FOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'benchmarks')
 
 
+SHARED = ('paired', 'gpu-parts')                      # files of benchmarks/ that are part of others
+
+
 def names():
-    """What can be measured: the files in benchmarks/, but for the one they share."""
+    """What can be measured: the files in benchmarks/, but for those that are part of others."""
     stems = [file.removesuffix('.py') for file in os.listdir(FOLDER) if file.endswith('.py')]
-    return sorted(stem.replace('_', '-') for stem in stems if stem != 'paired')
+    return sorted({stem.replace('_', '-') for stem in stems} - set(SHARED))
 
 
 def main():

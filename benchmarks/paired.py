@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 
+import torch
+
 from gradus import data, evaluation, metadata, parallel, pretrained
 
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -74,9 +76,11 @@ def load_nanogpt(path):
 # ---------------------------------------------------------------------------- timing
 
 def seconds_of(function, *args):
-    """How long a call takes."""
+    """How long a call takes, until the GPU has finished too."""
     began = time.perf_counter()
     function(*args)
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
     return time.perf_counter() - began
 
 

@@ -240,7 +240,7 @@ def test_lines_end_by_column_120(page):
     assert not long
 
 
-BENCHMARKS = sorted(path.stem.replace('_', '-') for path in (REPO / 'benchmarks').glob('*.py') if path.stem != 'paired')
+BENCHMARKS = runpy.run_path(str(REPO / 'bench.py'))['names']()
 
 
 @pytest.mark.parametrize('name', BENCHMARKS)

@@ -1,0 +1,308 @@
+"""
+The parts of benchmarks/gpu.py: what is measured. Each is a function of the program's arguments and of `say`, which
+takes Markdown. What it prints elsewhere is for the log.
+"""
+
+import hashlib
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import redirect_stdout, suppress
+from glob import glob
+from types import SimpleNamespace
+
+import torch
+
+from benchmarks import sampling, step
+from benchmarks.paired import HERE, SHAPES, load_nanogpt
+from gradus import checkpoint, corpus, parallel
+from gradus.errors import one_line
+
+# With --miniature: the same on a CPU, for a test of this program.
+TINY = ['--n_layer=1', '--n_head=2', '--n_embd=16', '--block_size=16', '--batch_size=2']
+TINY_SHAPE = dict(n_layer=1, n_head=2, n_embd=16, block_size=16, vocab_size=64)
+
+MANY = 64                                             # texts that are sampled at once
+BYTES_PER_SEQUENCE = 1.7e9                            # of GPT-2 124M and 1024 tokens, roughly: to choose a micro-batch
+
+
+def config(name, args, *settings):
+    """A config file and settings, as train.py takes them."""
+    tiny = TINY if args.miniature else []
+    return [os.path.join(HERE, 'config', name), *tiny, *settings, f'--device={args.device}']
+
+
+def spread(values):
+    """The median, and in brackets the lowest and the highest."""
+    low, middle, high = min(values), statistics.median(values), max(values)
+    return f'{middle:,.0f} ({low:,.0f} to {high:,.0f})'
+
+
+def lines_of(command, folder='.', env=()):
+    """
+    Run a command; yields (seconds since its start, line) for what it prints, as it comes, and copies it to stderr.
+    Ends the program if the command fails.
+    """
+    began = time.perf_counter()
+    process = subprocess.Popen(command, cwd=folder, env={**os.environ, **dict(env)}, stdout=subprocess.PIPE,
+                               stderr=sys.stderr, text=True, encoding='utf-8', errors='replace')
+    for line in process.stdout:
+        print(line, end='', file=sys.stderr, flush=True)
+        yield time.perf_counter() - began, line.rstrip()
+    if process.wait():
+        sys.exit(f'error: {" ".join(command)} failed with exit code {process.returncode}')
+
+
+# ---------------------------------------------------------------------------- versions and tests
+
+def first_line(*command):
+    """What a command prints first, '' if it fails."""
+    with suppress(OSError, subprocess.TimeoutExpired):
+        ran = subprocess.run(command, cwd=HERE, capture_output=True, text=True, timeout=30)
+        if ran.returncode == 0:
+            return ran.stdout.strip().partition('\n')[0]
+    return ''
+
+
+def versions(args, say):
+    say(f"- code: {first_line('git', 'describe', '--always', '--dirty') or 'not in a git checkout'}")
+    say(f"- Python {sys.version.split()[0]}, torch {torch.__version__}, CUDA {torch.version.cuda}, "
+        f'cuDNN {torch.backends.cudnn.version()}')
+    query = '--query-gpu=name,driver_version,memory.total,power.limit,clocks.max.sm'
+    say(f"- nvidia-smi: {first_line('nvidia-smi', query, '--format=csv,noheader') or 'not found'}")
+    worker = parallel.init(args.device)
+    if worker.device.type == 'cuda':
+        found = torch.cuda.get_device_properties(worker.device)
+        say(f'- {found.name}, {found.total_memory / 1e9:.1f} GB, peak {worker.peak_flops / 1e12:.0f} TFLOP/s in 16 '
+            'bits by its data sheet')
+    say(f'- by default here: {worker.device}, {worker.dtype}, compile={worker.compile}')
+
+
+def tests(args, say):
+    """Only files that hold such tests: the others may need packages that are not here."""
+    files = []
+    for path in sorted(glob(os.path.join(HERE, 'tests', 'test_*.py'))):
+        with open(path, encoding='utf-8') as f:
+            if 'mark.cuda' in f.read():
+                files.append(path)
+    command = [sys.executable, '-m', 'pytest', '-m', 'cuda', '-v', '--tb=short', '-p', 'no:cacheprovider', *files]
+    summary = ''
+    try:
+        for _, line in lines_of(command, HERE):
+            if re.match(r'(FAILED|ERROR) ', line):
+                say(f'- {one_line(line)}')
+            if re.match(r'=+ .*\d+ \w+.* in [\d.]+s', line):
+                summary = line.strip('= ')
+    finally:
+        say(f"- {len(files)} files: {summary or 'no summary'}")
+
+
+# ---------------------------------------------------------------------------- training
+
+def micro_batch(device):
+    """Sequences of GPT-2 124M that fit into the memory: a power of two, 32 at most."""
+    n = 32
+    if device.type == 'cuda':
+        memory = torch.cuda.get_device_properties(device).total_memory
+        while n > 1 and n * BYTES_PER_SEQUENCE > memory:
+            n //= 2
+    return n
+
+
+def gpt2_step(args, against, **changes):
+    """The sides of benchmarks/step.py for config/gpt2_124m.py, with a micro-batch that fits."""
+    if args.miniature:
+        changes.update(gradient_accumulation_steps=2)
+    else:
+        n = micro_batch(parallel.init(args.device).device)
+        changes = dict(batch_size=n, gradient_accumulation_steps=512 // n) | changes
+    chosen = config('gpt2_124m.py', args, *(f'--{name}={value}' for name, value in changes.items()))
+    options = SimpleNamespace(config=chosen[0], against=against, vocab_size=64 if args.miniature else 50304)
+    with redirect_stdout(sys.stderr):                 # nanoGPT prints
+        return step.build(options, chosen[1:])
+
+
+def steps(args, say):
+    sides = gpt2_step(args, args.against)
+    say(f"{step.about(sides['ours'])}; tokens/s:\n")
+    names = list(sides)
+    say(f"| round | {' | '.join(names)} | ratio |")
+    say(f"|---|{'---|' * len(names)}---|")
+
+    # As many rounds as time allows, and at least two.
+    speeds = {name: [] for name in names}
+    ratios = []
+    for n, row in enumerate(step.rounds(sides, 10, 2), start=1):
+        for name in names:
+            speeds[name].append(row[name])
+        ratios.append(row['ours'] / row[names[-1]])
+        numbers = ' | '.join(f'{row[name]:,.0f}' for name in names)
+        say(f'| {n} | {numbers} | {ratios[-1]:.3f} |')
+        if n > 1 and time.monotonic() > args.deadline:
+            break
+
+    say()
+    for name, side in sides.items():
+        memory = step.peak_memory(side, 100)
+        memory = f', {memory / 1e9:.1f} GB at its highest' if memory else ''
+        speed = statistics.median(speeds[name])
+        say(f'- {name}: {spread(speeds[name])} tokens/s, {step.share_of_peak(side, speed)}{memory}')
+    if args.against:
+        say(f'- ratio: {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})')
+
+
+def shakespeare(args, say):
+    if not os.path.exists('data/shakespeare_char/train.bin'):
+        say('skipped: data/shakespeare_char is not prepared: python data/shakespeare_char/prepare.py')
+        return
+    say('| seed | iteration | s since process start | val loss |\n|---|---|---|---|')
+    tiny = ['--max_iters=20', '--lr_decay_iters=20', '--eval_interval=10', '--eval_iters=2', '--warmup_iters=2']
+    results = []
+    longest = 0.0
+    for seed in (1337, 1338, 1339):
+        if results and (args.miniature or time.monotonic() + 1.1 * longest > args.deadline):
+            break
+        began = time.monotonic()
+        reached, best = None, float('inf')
+        with tempfile.TemporaryDirectory() as tmp:
+            settings = [f'--seed={seed}', f'--out_dir={tmp}', '--sample_tokens=0', *(tiny if args.miniature else [])]
+            command = [sys.executable, os.path.join(HERE, 'train.py'), *config('shakespeare_char.py', args, *settings)]
+            for seconds, line in lines_of(command):
+                if found := re.match(r'step (\d+): .*val loss ([\d.]+)', line):
+                    val = float(found[2])
+                    best = min(best, val)
+                    say(f'| {seed} | {found[1]} | {seconds:.1f} | {val:.4f} |')
+                    if reached is None and val <= args.loss:
+                        reached = seconds
+        longest = max(longest, time.monotonic() - began)
+        to_loss = f'in {reached:.1f} s' if reached else 'not reached'
+        results.append(f'- seed {seed}: {args.loss} {to_loss}; lowest {best:.4f}; {longest:.1f} s from start to exit')
+    say('\nThe whole val split, measured at these iterations only, so the loss was reached before.\n')
+    say('\n'.join(results))
+
+
+# ---------------------------------------------------------------------------- resume
+
+def digest(path):
+    """A hash over the weights and the optimizer's state in a checkpoint."""
+    state = checkpoint.load(path)
+    tensors = dict(state['model'])
+    for n, values in state['optimizer']['state'].items():
+        tensors.update({f'{n} {name}': torch.as_tensor(value) for name, value in values.items()})
+    found = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        found.update(f'{name}{tensor.dtype}{tuple(tensor.shape)}'.encode())
+        found.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()[:16]
+
+
+def resume(args, say):
+    """Trains on our own source, so that it needs no data. The two runs share no compiled code."""
+    n = 6 if args.miniature else 40
+    with tempfile.TemporaryDirectory() as tmp:
+        with redirect_stdout(sys.stderr):
+            corpus.write_text(os.path.join(tmp, 'data/source'), sorted(glob(os.path.join(HERE, 'gradus/*.py'))), 'char')
+
+        settings = ['--dataset=source', '--deterministic=True', f'--max_iters={n}', f'--lr_decay_iters={n}',
+                    '--warmup_iters=2', f'--eval_interval={n // 2}', '--eval_iters=2', '--sample_tokens=0']
+        runs = [('whole', 'whole', []), ('stopped', 'halves', [f'--max_iters={n // 2}']),
+                ('resumed', 'halves', ['--init_from=resume'])]
+        hashes = {}
+        for name, folder, more in runs:
+            settings_of_run = config('shakespeare_char.py', args, *settings, *more, f'--out_dir={folder}')
+            command = [sys.executable, os.path.join(HERE, 'train.py'), *settings_of_run]
+            began = time.perf_counter()
+            cache = dict(TORCHINDUCTOR_CACHE_DIR=os.path.join(tmp, f'cache-{folder}'))
+            for _ in lines_of(command, tmp, cache):
+                pass
+            hashes[name] = digest(os.path.join(tmp, folder, 'ckpt.pt'))
+            say(f'- {name}: weights and optimizer {hashes[name]} ({time.perf_counter() - began:.0f} s)')
+
+    same = hashes['whole'] == hashes['resumed'] != hashes['stopped']
+    say(f"- {n} steps, stopped after {n // 2} and resumed: {'equal, bit for bit' if same else '**not equal**'}")
+    if not same:
+        sys.exit('error: the resumed run differs from the uninterrupted one')
+
+
+# ---------------------------------------------------------------------------- sampling
+
+def sample(args, say):
+    worker = parallel.init(args.device, compile=False)
+    nanogpt = load_nanogpt(args.against) if args.against else None
+    sizes = [('GPT-2 124M', SHAPES['GPT-2 124M'], 1, 256, nanogpt),
+             ('GPT-2 124M', SHAPES['GPT-2 124M'], MANY, 128, None),             # nanoGPT's sample.py makes one at a time
+             ('10.65M', SHAPES['10.65M'], 1, 250, nanogpt)]
+    if args.miniature:
+        sizes = [('tiny', TINY_SHAPE, 1, 8, nanogpt), ('tiny', TINY_SHAPE, 3, 8, None)]
+
+    say('| model | texts | tokens each | side | tokens/s | ratio to the line before |\n|---|---|---|---|---|---|')
+    for size, shape, n_samples, n_tokens, other in sizes:
+        with redirect_stdout(sys.stderr):             # nanoGPT prints
+            sides, _ = sampling.build(shape, other, worker)
+        names = [name for name in ('nanoGPT', 'ours', 'compiled') if name in sides]
+        pairs = list(zip(names, names[1:]))           # the plain ones first: compiling may take too long
+        for pair in pairs:
+            with worker.autocast():
+                speeds = sampling.measure({name: sides[name] for name in pair}, n_samples, n_tokens, 3)
+            ratios = [b / a for a, b in zip(*speeds.values())]
+            for name in pair:
+                ratio = f'{statistics.median(ratios):.2f}' if name == pair[1] else ''
+                say(f'| {size} | {n_samples} | {n_tokens} | {name} | {spread(speeds[name])} | {ratio} |')
+
+
+# ---------------------------------------------------------------------------- profile
+
+LAUNCHES = ('cudaLaunchKernel', 'cudaLaunchKernelExC', 'cuLaunchKernel', 'cuLaunchKernelEx', 'cudaGraphLaunch')
+WAITS = ('cudaStreamSynchronize', 'cudaDeviceSynchronize', 'cudaEventSynchronize')
+
+
+def profile_of(side, n_steps):
+    """(seconds that a step takes, rows of the profiler over n_steps more steps)"""
+    on_cuda = side.worker.device.type == 'cuda'
+    step.take(side, range(3))                         # compiles, and warms up
+    seconds = step.seconds_of(step.take, side, range(3, 3 + n_steps)) / n_steps
+    kinds = [torch.profiler.ProfilerActivity.CPU]
+    if on_cuda:
+        kinds.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=kinds) as profiler:
+        step.take(side, range(3 + n_steps, 3 + 2 * n_steps))
+        if on_cuda:
+            torch.cuda.synchronize()
+    return seconds, profiler.key_averages()
+
+
+def own_time(row):
+    """Microseconds of the device, or of the CPU where there is none, without what a row's callees take."""
+    return row.self_device_time_total if row.device_type.name == 'CUDA' else row.self_cpu_time_total
+
+
+def explain(side, n_steps, say):
+    """Where the time of a step goes: the ten rows that take most, and what the CPU has to do."""
+    seconds, rows = profile_of(side, n_steps)
+    device = 'CUDA' if side.worker.device.type == 'cuda' else 'CPU'
+    kernels = [row for row in rows if row.device_type.name == device and not getattr(row, 'is_user_annotation', False)]
+    kernels.sort(key=own_time, reverse=True)
+    total = sum(own_time(row) for row in kernels) / 1e6 / n_steps
+
+    say(f'{step.about(side)}: {1000 * seconds:.1f} ms a step, {1000 * total:.1f} ms of them in kernels '
+        f'({total / seconds:.0%})\n')
+    say('| kernel | calls a step | ms a step | share |\n|---|---|---|---|')
+    for row in kernels[:10]:
+        ms = own_time(row) / 1000 / n_steps
+        name = one_line(row.key, limit=70).replace('|', '/')
+        say(f'| `{name}` | {row.count / n_steps:.0f} | {ms:.2f} | {ms / 1000 / max(total, 1e-9):.1%} |')
+
+    launches, waits, items = (sum(row.count for row in rows if row.key in names) / n_steps
+                              for names in (LAUNCHES, WAITS, ('aten::_local_scalar_dense',)))
+    say(f'\n- a step has {launches:.0f} launches and {waits:.1f} waits for the GPU; it reads {items:.1f} numbers\n')
+
+
+def profile(args, say):
+    explain(gpt2_step(args, None, gradient_accumulation_steps=2)['ours'], 3, say)
+    chosen = config('shakespeare_char.py', args)
+    options = SimpleNamespace(config=chosen[0], against=None, vocab_size=65)
+    explain(step.build(options, chosen[1:])['ours'], 3 if args.miniature else 20, say)
