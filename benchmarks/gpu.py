@@ -9,13 +9,15 @@ Everything that we say about a GPU, measured on one in a few minutes:
     sampling     tokens/s of one text and of many at once, plain and compiled
     profile      where the time of a step goes
 
-The parts share the minutes; what one leaves over goes to those after it. Each runs in a process of its own, so that it
-can fail, hang or run out of memory alone, which is said in one line. The results are Markdown for LOG.md, printed and
-appended to --out as they come. All other output goes to a .log file beside it.
+Each part has its share of the minutes, and what those before it left over. If there are too few minutes for all, the
+last ones are left out. Each runs in a process of its own, so that it can fail, hang or run out of memory alone, which
+is said in one line. The results are Markdown for LOG.md, printed and appended to --out as they come; all other output
+goes to a .log file beside it.
 """
 
 import argparse
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -27,16 +29,20 @@ from benchmarks import gpu_parts
 from benchmarks.paired import HERE, checkout
 from gradus.errors import one_line
 
-# name: (function, heading, share of the time)
+BENCH = os.path.join(HERE, 'bench.py')
+
+# name: (function, heading, minutes that it takes, compiling included)
 PARTS = {
-    'versions': (gpu_parts.versions, 'Versions', 0.4),
-    'tests': (gpu_parts.tests, 'Tests that need a GPU', 1.6),
-    'step': (gpu_parts.steps, 'A training step of GPT-2 124M', 1.6),
+    'versions': (gpu_parts.versions, 'Versions', 0.2),
+    'tests': (gpu_parts.tests, 'Tests that need a GPU', 1.4),
+    'step': (gpu_parts.steps, 'A training step of GPT-2 124M', 2.3),
     'shakespeare': (gpu_parts.shakespeare, 'config/shakespeare_char.py', 1.4),
-    'resume': (gpu_parts.resume, 'Stopped and resumed, deterministic=True', 1.2),
-    'sampling': (gpu_parts.sample, 'Sampling', 1.1),
+    'resume': (gpu_parts.resume, 'Stopped and resumed, deterministic=True', 1.1),
+    'sampling': (gpu_parts.sample, 'Sampling', 0.9),
     'profile': (gpu_parts.profile, 'Where the time of a step goes', 0.7),
 }
+AT_LEAST = 10                                         # seconds, less than that is not worth starting a part
+ERROR = re.compile(r'error: |([\w.]+\.)?\w*(Error|Exception|Interrupt)\b')      # the line that says why one failed
 
 
 class Report:
@@ -60,13 +66,19 @@ def kill_group(process):
     process.wait()
 
 
+def reason(log):
+    """Why a program failed: the last line of its log that names an error."""
+    lines = [line for line in log.splitlines() if line.strip()]
+    errors = [line for line in lines if ERROR.match(line)]
+    return one_line((errors or lines or ['no output'])[-1])
+
+
 def run_part(name, seconds, log_path):
     """Run a part in a process of its own, for so many seconds at most. Returns what went wrong, '' if nothing did."""
-    command = [sys.executable, os.path.join(HERE, 'bench.py'), 'gpu', *sys.argv[1:], f'--part={name}',
-               f'--seconds={seconds:.0f}']
+    command = [sys.executable, BENCH, 'gpu', *sys.argv[1:], f'--part={name}', f'--seconds={seconds:.0f}']
     with open(log_path, 'a+', encoding='utf-8', errors='replace') as log:
-        log.write(f'\n==== {name}\n')
-        log.flush()
+        print(f'\n==== {name}', file=log, flush=True)
+        start = log.tell()
         process = subprocess.Popen(command, stderr=log, start_new_session=True)
         try:
             code = process.wait(seconds)
@@ -74,26 +86,29 @@ def run_part(name, seconds, log_path):
             return f'cut off after {seconds:.0f} s'
         finally:
             kill_group(process)
-        log.seek(0)
-        last = log.read().strip().splitlines()[-1]
-    return f'failed: {one_line(last)}' if code else ''
+        log.seek(start)
+        return f'failed: {reason(log.read())}' if code else ''
 
 
 def run_all(args, say):
-    """All parts, one after the other. Returns the names of those that failed."""
+    """All parts, one after the other. Returns the names of those that failed or had no time."""
     end = time.monotonic() + 60 * args.minutes
+    minutes_left = sum(minutes for _, _, minutes in PARTS.values())
     failed = []
     say(f'## GPU, {date.today()}\n\n`python bench.py gpu {" ".join(sys.argv[1:])}`\n')
-    left = dict(PARTS)
-    for name, (_, heading, share) in PARTS.items():
-        seconds = (end - time.monotonic()) * share / sum(part[2] for part in left.values())
-        del left[name]
-        say(f'### {heading}\n')
+    for name, (_, heading, minutes) in PARTS.items():
         began = time.monotonic()
-        if problem := run_part(name, seconds, log_path(args)):
+        seconds = min(end - began, max(60 * minutes, (end - began) * minutes / minutes_left))
+        minutes_left -= minutes
+
+        say(f'### {heading}\n')
+        problem = 'no time left'
+        if seconds >= AT_LEAST:
+            problem = run_part(name, seconds, log_path(args))
+        if problem:
             failed.append(name)
             say(f'\n**{name}: {problem}**')
-        say(f'\n({time.monotonic() - began:.0f} s of {seconds:.0f} s)\n')
+        say(f'\n({time.monotonic() - began:.0f} of {max(seconds, 0):.0f} s)\n')
     return failed
 
 

@@ -13,6 +13,7 @@ import tempfile
 import time
 from contextlib import redirect_stdout, suppress
 from glob import glob
+from importlib import metadata
 from types import SimpleNamespace
 
 import torch
@@ -23,10 +24,13 @@ from gradus import checkpoint, corpus, parallel
 from gradus.errors import one_line
 
 # With --miniature: the same on a CPU, for a test of this program.
-TINY = ['--n_layer=1', '--n_head=2', '--n_embd=16', '--block_size=16', '--batch_size=2']
+TINY = ['--n_layer=1', '--n_head=2', '--n_embd=16', '--block_size=16', '--batch_size=2', '--max_iters=20',
+        '--lr_decay_iters=20', '--warmup_iters=2', '--eval_interval=10', '--eval_iters=2']
 TINY_SHAPE = dict(n_layer=1, n_head=2, n_embd=16, block_size=16, vocab_size=64)
 
+TRAIN = os.path.join(HERE, 'train.py')
 MANY = 64                                             # texts that are sampled at once
+PACKAGES = ('numpy', 'tqdm', 'tiktoken', 'pytest', 'triton')
 BYTES_PER_SEQUENCE = 1.7e9                            # of GPT-2 124M and 1024 tokens, roughly: to choose a micro-batch
 
 
@@ -68,10 +72,18 @@ def first_line(*command):
     return ''
 
 
+def version_of(package):
+    try:
+        return f'{package} {metadata.version(package)}'
+    except metadata.PackageNotFoundError:
+        return f'no {package}'
+
+
 def versions(args, say):
     say(f"- code: {first_line('git', 'describe', '--always', '--dirty') or 'not in a git checkout'}")
     say(f"- Python {sys.version.split()[0]}, torch {torch.__version__}, CUDA {torch.version.cuda}, "
         f'cuDNN {torch.backends.cudnn.version()}')
+    say(f"- {', '.join(version_of(name) for name in PACKAGES)}")
     query = '--query-gpu=name,driver_version,memory.total,power.limit,clocks.max.sm'
     say(f"- nvidia-smi: {first_line('nvidia-smi', query, '--format=csv,noheader') or 'not found'}")
     worker = parallel.init(args.device)
@@ -155,34 +167,46 @@ def steps(args, say):
         say(f'- ratio: {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})')
 
 
+def train_to_the_end(seed, args, say):
+    """One run of config/shakespeare_char.py. Says each evaluation as it comes; returns a line about the whole run."""
+    reached = None
+    best = float('inf')
+    step_times = []
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as tmp:
+        settings = config('shakespeare_char.py', args, f'--seed={seed}', f'--out_dir={tmp}', '--sample_tokens=0')
+        for seconds, line in lines_of([sys.executable, TRAIN, *settings]):
+            if found := re.match(r'iter \d+: .*time ([\d.]+)ms', line):
+                step_times.append(float(found[1]))
+            if found := re.match(r'step (\d+): .*val loss ([\d.]+)', line):
+                val = float(found[2])
+                best = min(best, val)
+                say(f'| {seed} | {found[1]} | {seconds:.1f} | {val:.4f} |')
+                if reached is None and val <= args.loss:
+                    reached = seconds
+
+    to_loss = f'in {reached:.1f} s' if reached else 'not reached'
+    return (f'- seed {seed}: {args.loss} {to_loss}; lowest {best:.4f}; {time.perf_counter() - began:.1f} s from start '
+            f'to exit; {statistics.median(step_times):.1f} ms an iteration')
+
+
 def shakespeare(args, say):
+    """Up to three seeds, as many as time allows."""
     if not os.path.exists('data/shakespeare_char/train.bin'):
         say('skipped: data/shakespeare_char is not prepared: python data/shakespeare_char/prepare.py')
         return
+    say('Loss on the whole val split. The first run compiles; those after it find what it compiled.\n')
     say('| seed | iteration | s since process start | val loss |\n|---|---|---|---|')
-    tiny = ['--max_iters=20', '--lr_decay_iters=20', '--eval_interval=10', '--eval_iters=2', '--warmup_iters=2']
     results = []
-    longest = 0.0
-    for seed in (1337, 1338, 1339):
-        if results and (args.miniature or time.monotonic() + 1.1 * longest > args.deadline):
+    began = time.monotonic()
+    for n, seed in enumerate((1337, 1338, 1339), start=1):
+        results.append(train_to_the_end(seed, args, say))
+        longest = (time.monotonic() - began) / n
+        if args.miniature or time.monotonic() + longest > args.deadline:
             break
-        began = time.monotonic()
-        reached, best = None, float('inf')
-        with tempfile.TemporaryDirectory() as tmp:
-            settings = [f'--seed={seed}', f'--out_dir={tmp}', '--sample_tokens=0', *(tiny if args.miniature else [])]
-            command = [sys.executable, os.path.join(HERE, 'train.py'), *config('shakespeare_char.py', args, *settings)]
-            for seconds, line in lines_of(command):
-                if found := re.match(r'step (\d+): .*val loss ([\d.]+)', line):
-                    val = float(found[2])
-                    best = min(best, val)
-                    say(f'| {seed} | {found[1]} | {seconds:.1f} | {val:.4f} |')
-                    if reached is None and val <= args.loss:
-                        reached = seconds
-        longest = max(longest, time.monotonic() - began)
-        to_loss = f'in {reached:.1f} s' if reached else 'not reached'
-        results.append(f'- seed {seed}: {args.loss} {to_loss}; lowest {best:.4f}; {longest:.1f} s from start to exit')
-    say('\nThe whole val split, measured at these iterations only, so the loss was reached before.\n')
-    say('\n'.join(results))
+    say()
+    for line in results:
+        say(line)
 
 
 # ---------------------------------------------------------------------------- resume
@@ -201,28 +225,33 @@ def digest(path):
 
 
 def resume(args, say):
-    """Trains on our own source, so that it needs no data. The two runs share no compiled code."""
+    """
+    Trains two layers, which compile quickly, on our own source, which is always there. The uninterrupted run shares no
+    compiled code with the other.
+    """
     n = 6 if args.miniature else 40
+    settings = config('shakespeare_char.py', args, '--n_layer=2', '--dataset=source', '--deterministic=True',
+                      f'--max_iters={n}', f'--lr_decay_iters={n}', '--warmup_iters=2', f'--eval_interval={n // 2}',
+                      '--eval_iters=2', '--sample_tokens=0')
+    runs = {
+        'uninterrupted': ['--out_dir=whole'],
+        'stopped': ['--out_dir=halves', f'--max_iters={n // 2}'],
+        'resumed': ['--out_dir=halves', '--init_from=resume'],
+    }
+    hashes = {}
     with tempfile.TemporaryDirectory() as tmp:
+        sources = sorted(glob(os.path.join(HERE, 'gradus', '*.py')))
         with redirect_stdout(sys.stderr):
-            corpus.write_text(os.path.join(tmp, 'data/source'), sorted(glob(os.path.join(HERE, 'gradus/*.py'))), 'char')
+            corpus.write_text(os.path.join(tmp, 'data', 'source'), sources, 'char')
 
-        settings = ['--dataset=source', '--deterministic=True', f'--max_iters={n}', f'--lr_decay_iters={n}',
-                    '--warmup_iters=2', f'--eval_interval={n // 2}', '--eval_iters=2', '--sample_tokens=0']
-        runs = [('whole', 'whole', []), ('stopped', 'halves', [f'--max_iters={n // 2}']),
-                ('resumed', 'halves', ['--init_from=resume'])]
-        hashes = {}
-        for name, folder, more in runs:
-            settings_of_run = config('shakespeare_char.py', args, *settings, *more, f'--out_dir={folder}')
-            command = [sys.executable, os.path.join(HERE, 'train.py'), *settings_of_run]
-            began = time.perf_counter()
-            cache = dict(TORCHINDUCTOR_CACHE_DIR=os.path.join(tmp, f'cache-{folder}'))
-            for _ in lines_of(command, tmp, cache):
-                pass
+        for name, more in runs.items():
+            folder = more[0].removeprefix('--out_dir=')
+            cache = dict(TORCHINDUCTOR_CACHE_DIR=os.path.join(tmp, f'compiled-{folder}'))
+            lines = list(lines_of([sys.executable, TRAIN, *settings, *more], tmp, cache))
             hashes[name] = digest(os.path.join(tmp, folder, 'ckpt.pt'))
-            say(f'- {name}: weights and optimizer {hashes[name]} ({time.perf_counter() - began:.0f} s)')
+            say(f'- {name}: weights and optimizer {hashes[name]} ({lines[-1][0]:.0f} s)')
 
-    same = hashes['whole'] == hashes['resumed'] != hashes['stopped']
+    same = hashes['uninterrupted'] == hashes['resumed'] != hashes['stopped']
     say(f"- {n} steps, stopped after {n // 2} and resumed: {'equal, bit for bit' if same else '**not equal**'}")
     if not same:
         sys.exit('error: the resumed run differs from the uninterrupted one')
@@ -234,7 +263,7 @@ def sample(args, say):
     worker = parallel.init(args.device, compile=False)
     nanogpt = load_nanogpt(args.against) if args.against else None
     sizes = [('GPT-2 124M', SHAPES['GPT-2 124M'], 1, 256, nanogpt),
-             ('GPT-2 124M', SHAPES['GPT-2 124M'], MANY, 128, None),             # nanoGPT's sample.py makes one at a time
+             ('GPT-2 124M', SHAPES['GPT-2 124M'], MANY, 128, None),   # nanoGPT's sample.py makes one after the other
              ('10.65M', SHAPES['10.65M'], 1, 250, nanogpt)]
     if args.miniature:
         sizes = [('tiny', TINY_SHAPE, 1, 8, nanogpt), ('tiny', TINY_SHAPE, 3, 8, None)]
