@@ -34,11 +34,11 @@ BENCH = os.path.join(HERE, 'bench.py')
 # name: (function, heading, minutes that it takes, compiling included)
 PARTS = {
     'versions': (gpu_parts.versions, 'Versions', 0.2),
-    'tests': (gpu_parts.tests, 'Tests that need a GPU', 1.4),
-    'step': (gpu_parts.steps, 'A training step of GPT-2 124M', 2.3),
+    'tests': (gpu_parts.tests, 'Tests that need a GPU', 1.3),
+    'step': (gpu_parts.steps, 'A training step of GPT-2 124M', 2.2),
     'shakespeare': (gpu_parts.shakespeare, 'config/shakespeare_char.py', 1.4),
     'resume': (gpu_parts.resume, 'Stopped and resumed, deterministic=True', 1.1),
-    'sampling': (gpu_parts.sample, 'Sampling', 0.9),
+    'sampling': (gpu_parts.sample, 'Sampling', 1.1),
     'profile': (gpu_parts.profile, 'Where the time of a step goes', 0.7),
 }
 AT_LEAST = 10                                         # seconds, less than that is not worth starting a part

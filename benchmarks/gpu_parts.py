@@ -19,9 +19,10 @@ from types import SimpleNamespace
 import torch
 
 from benchmarks import sampling, step
-from benchmarks.paired import HERE, SHAPES, load_nanogpt
+from benchmarks.paired import HERE, SHAPES, load_nanogpt, seconds_of
 from gradus import checkpoint, corpus, parallel
 from gradus.errors import one_line
+from gradus.sampling import Sampler
 
 # With --miniature: the same on a CPU, for a test of this program.
 TINY = ['--n_layer=1', '--n_head=2', '--n_embd=16', '--block_size=16', '--batch_size=2', '--max_iters=20',
@@ -259,16 +260,25 @@ def resume(args, say):
 
 # ---------------------------------------------------------------------------- sampling
 
+def choosing_time(n_samples, vocab_size, worker):
+    """Milliseconds that it takes to choose the next token of each text: a GPU waits for it, see gradus/sampling.py."""
+    logits = torch.randn(n_samples, vocab_size, device=worker.device)
+    ids = torch.zeros(n_samples, 1, dtype=torch.long, device=worker.device)
+    sampler = Sampler(temperature=0.8, top_k=200, seeds=range(n_samples))
+    return 1000 * statistics.median(seconds_of(sampler, logits, ids) for _ in range(5))
+
+
 def sample(args, say):
     worker = parallel.init(args.device, compile=False)
     nanogpt = load_nanogpt(args.against) if args.against else None
-    sizes = [('GPT-2 124M', SHAPES['GPT-2 124M'], 1, 256, nanogpt),
-             ('GPT-2 124M', SHAPES['GPT-2 124M'], MANY, 128, None),   # nanoGPT's sample.py makes one after the other
+    sizes = [('GPT-2 124M', SHAPES['GPT-2 124M'], 1, 128, nanogpt),
+             ('GPT-2 124M', SHAPES['GPT-2 124M'], MANY, 32, None),    # nanoGPT's sample.py makes one after the other
              ('10.65M', SHAPES['10.65M'], 1, 250, nanogpt)]
     if args.miniature:
         sizes = [('tiny', TINY_SHAPE, 1, 8, nanogpt), ('tiny', TINY_SHAPE, 3, 8, None)]
 
     say('| model | texts | tokens each | side | tokens/s | ratio to the line before |\n|---|---|---|---|---|---|')
+    choosing = []
     for size, shape, n_samples, n_tokens, other in sizes:
         with redirect_stdout(sys.stderr):             # nanoGPT prints
             sides, _ = sampling.build(shape, other, worker)
@@ -281,6 +291,9 @@ def sample(args, say):
             for name in pair:
                 ratio = f'{statistics.median(ratios):.2f}' if name == pair[1] else ''
                 say(f'| {size} | {n_samples} | {n_tokens} | {name} | {spread(speeds[name])} | {ratio} |')
+        milliseconds = choosing_time(n_samples, shape['vocab_size'], worker)
+        choosing.append(f'{milliseconds:.2f} ({size}, {n_samples})')
+    say(f"\n- milliseconds of each step that choosing the tokens takes, on the CPU: {', '.join(choosing)}")
 
 
 # ---------------------------------------------------------------------------- profile

@@ -15,7 +15,7 @@ import train
 from benchmarks import gpu_parts, step
 from gradus import checkpoint, data, evaluation, inference, optim, parallel
 from gradus.sampling import Sampler
-from model import GPT, GPTConfig
+from model import GPT, GPTConfig, KVCache
 
 NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs an NVIDIA GPU')
 ON_CUDA = pytest.param('cuda', marks=[pytest.mark.cuda, NEEDS_GPU])
@@ -127,6 +127,23 @@ def test_evaluation_is_the_same(device):
     torch.set_float32_matmul_precision('highest')
     found = evaluation.evaluate(model.to(worker.device), tokens, 8, 0, worker, lengths)
     assert found == pytest.approx(expected, rel=1e-4)
+
+
+@OF_EACH_SHAPE
+def test_nothing_is_made_on_another_device(shape):
+    """On torch's device without numbers, which refuses to meet a tensor of the CPU, as a GPU does."""
+    with pytest.raises(RuntimeError, match='device'):
+        torch.zeros(3) + torch.zeros(3, device='meta')
+    model = make_model(shape).to('meta')
+    x, y = (tensor.to('meta') for tensor in batch())
+    _, loss = model(x, y)
+    loss.backward()
+    optim.Muon(optim.muon_groups(model, 0.1), torch.bfloat16, lr=0.01, betas=(0.9, 0.95)).step()
+    if model.config.mask == 'causal':
+        cache = KVCache(model.config)
+        for n in (5, 1, 4):
+            logits, _ = model(x[:, :n], cache=cache)
+        assert logits.device.type == 'meta'
 
 
 # ---------------------------------------------------------------------------- text

@@ -95,6 +95,7 @@ def test_all_parts_run_in_miniature(here, nanogpt):
     assert re.search(r'- seed 1337: 9.0 in \d+\.\d s; lowest \d\.\d+; \d+\.\d s from start to exit; \d', written)
     assert 'equal, bit for bit' in written
     assert re.search(r'\| tiny \| 3 \| 8 \| compiled \| [\d,]+ ', written)
+    assert re.search(r'takes, on the CPU: \d+\.\d\d \(tiny, 1\), \d+\.\d\d \(tiny, 3\)', written)
     assert len(re.findall(r'^\| `', written, re.MULTILINE)) == 20               # ten rows of each profile
     assert 'number of parameters: as nanoGPT' in open('out/gpu.log', encoding='utf-8').read()
 
