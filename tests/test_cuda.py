@@ -12,7 +12,7 @@ from conftest import read_log, run_main, run_script, settings, sha256_of
 
 import sample
 import train
-from benchmarks import gpu_parts, step
+from benchmarks import step, step_profile
 from gradus import checkpoint, data, evaluation, inference, optim, parallel
 from gradus.sampling import Sampler
 from model import GPT, GPTConfig, KVCache
@@ -250,7 +250,7 @@ def test_what_bench_reads_of_a_step(device):
         assert memory == 0
 
     lines = []
-    gpu_parts.explain(side, 2, lines.append)
+    step_profile.explain(side, 2, lines.append)
     assert lines[0].count('ms') == 2
     assert len([line for line in lines if line.startswith('| `')]) == 10
     launches = int(lines[-1].split()[4])

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import babble, run_script
 
-from benchmarks import gpu, gpu_parts
+from benchmarks import gpu, gpu_parts, step, step_profile
 from gradus import checkpoint, corpus
 
 # What bench.py needs of nanoGPT's model.py, around our own GPT. It stands in a folder of its own.
@@ -219,10 +219,10 @@ def test_a_profile_counts_kernels_once(monkeypatch):
     rows = [row('aten::mm', 'CPU', 6000), row('gemm|kernel', 'CUDA', 6000), row('triton_norm', 'CUDA', 2000),
             row('Optimizer.step', 'CUDA', 8000, annotation=True), row('cudaLaunchKernel', 'CPU', 0, count=40),
             row('cuLaunchKernelEx', 'CPU', 0, count=20), row('cudaStreamSynchronize', 'CPU', 0, count=4)]
-    monkeypatch.setattr(gpu_parts, 'profile_of', lambda side, n_steps: (0.005, rows))
-    monkeypatch.setattr(gpu_parts.step, 'about', lambda side: 'a GPT')
+    monkeypatch.setattr(step_profile, 'profile_of', lambda side, n_steps: (0.005, rows))
+    monkeypatch.setattr(step, 'about', lambda side: 'a GPT')
     lines = []
-    gpu_parts.explain(SimpleNamespace(worker=SimpleNamespace(device=torch.device('cuda', 0))), 2, lines.append)
+    step_profile.explain(SimpleNamespace(worker=SimpleNamespace(device=torch.device('cuda', 0))), 2, lines.append)
     text = '\n'.join(lines)
     assert '5.0 ms a step, 4.0 ms of them in kernels (80%)' in text
     assert '| `gemm/kernel` | 1 | 3.00 | 75.0% |' in text
