@@ -83,6 +83,9 @@ def run_part(name, seconds, log_path):
         try:
             code = process.wait(seconds)
         except subprocess.TimeoutExpired:
+            process.terminate()                       # it may say what it knows
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(3)
             return f'cut off after {seconds:.0f} s'
         finally:
             kill_group(process)
@@ -132,11 +135,11 @@ def main():
     os.makedirs(os.path.dirname(args.out) or '.', exist_ok=True)
     say = Report(args.out)
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))                     # so that `finally` is done
     if args.part:
         args.deadline = time.monotonic() + 0.7 * args.seconds                   # the rest is for what comes after
         PARTS[args.part][0](args, say)
         return
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))                     # so that the part is ended too
     if failed := run_all(args, say):
         sys.exit(f"error: these parts failed: {', '.join(failed)}; see {log_path(args)}")
 

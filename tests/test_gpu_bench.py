@@ -118,12 +118,17 @@ def test_a_part_that_hangs_is_ended_with_all_that_it_started(tmp_path, monkeypat
         'child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])\n'
         'open("child", "w").write(str(child.pid))\n'
         'open("gpu.md", "w").write("so far")\n'
-        'time.sleep(60)\n')
+        'import signal\n'
+        'signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))\n'
+        'try:\n'
+        '    time.sleep(60)\n'
+        'finally:\n'
+        '    open("gpu.md", "a").write(", and no more")\n')
     monkeypatch.setattr(gpu, 'BENCH', str(tmp_path / 'bench.py'))
     began = time.monotonic()
-    assert run_part('step', 1.0) == 'cut off after 1 s'
+    assert run_part('step', 2.0) == 'cut off after 2 s'
     assert time.monotonic() - began < 20
-    assert (tmp_path / 'gpu.md').read_text() == 'so far'
+    assert (tmp_path / 'gpu.md').read_text() == 'so far, and no more'
     if hasattr(os, 'killpg'):
         assert not is_running(int((tmp_path / 'child').read_text()))
 
