@@ -6,6 +6,7 @@ Compare Gradus with what it should beat: `python bench.py NAME ...` runs benchma
     python bench.py same-recipe --against NANOGPT       whole runs of nanoGPT's CPU recipe, in nanoGPT and here
     python bench.py same-steps --against NANOGPT        single steps from the same weights on the same batches
     python bench.py step --config X --against NANOGPT   tokens/s and MFU of a training step, and of nanoGPT's
+    python bench.py step-profile --config X             where the time of a training step goes
     python bench.py sampling --against NANOGPT          tokens/s of sampling, and seconds to the first token
     python bench.py startup                             seconds from the start of a script to its first result
     python bench.py llama-cpp                           tokens/s of one stream, ours and llama.cpp's, 32 and 8 bits
@@ -20,6 +21,7 @@ Compare Gradus with what it should beat: `python bench.py NAME ...` runs benchma
     python bench.py page                                tokens/s of HTML pages in Chromium
     python bench.py checkpoint                          what it costs to save GPT-2 124M
     python bench.py export-memory                       memory that export and import of 350M weights take
+    python bench.py gpu --against NANOGPT               what a GPU does, in eight minutes: tests, speed, loss, resume
 
 NANOGPT is the path of a checkout of nanoGPT. The two sides alternate, so that other load on the machine affects both.
 The output shows all values, their medians, and the median of the paired ratios.
@@ -32,7 +34,7 @@ import sys
 from gradus.errors import UserError, exit_on_error
 
 FOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'benchmarks')
-SHARED = ('paired', 'runs')                           # files that benchmarks share
+SHARED = ('paired', 'runs', 'gpu_parts')              # files that benchmarks share
 
 
 def names():

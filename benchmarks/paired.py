@@ -12,6 +12,8 @@ import subprocess
 import sys
 import time
 
+import torch
+
 from gradus import data, evaluation, metadata, parallel, pretrained
 from gradus.errors import warn
 
@@ -79,9 +81,11 @@ def load_nanogpt(path):
 # ---------------------------------------------------------------------------- timing
 
 def seconds_of(function, *args):
-    """How long a call takes."""
+    """How long a call takes, until the GPU has finished too."""
     began = time.perf_counter()
     function(*args)
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
     return time.perf_counter() - began
 
 

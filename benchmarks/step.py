@@ -7,12 +7,11 @@ More config files and --key=value settings may follow, as for train.py.
 
 import argparse
 import statistics
-import time
 
 import torch
 
 import train
-from benchmarks.paired import checkout, load_nanogpt, report
+from benchmarks.paired import checkout, load_nanogpt, report, seconds_of
 from gradus import accounting, checkpoint, configurator, data, optim, parallel, pretrained
 from model import GPT
 
@@ -93,41 +92,70 @@ def build(args, settings):
     return sides
 
 
-def seconds_of_steps(side, steps):
-    """How long these steps take, until the device has finished."""
-    began = time.perf_counter()
+def take(side, steps):
+    """The steps of these numbers, one after the other."""
     for n in steps:
         side.step(n)
-    if side.worker.device.type == 'cuda':
-        torch.cuda.synchronize()
-    return time.perf_counter() - began
+
+
+def rounds(sides, n_rounds, n_steps):
+    """
+    Tokens/s of each side, {name: number}, once for each round; in a round each side takes n_steps. The first round,
+    which compiles and warms up, is not among them.
+    """
+    cfg = sides['ours'].cfg
+    tokens = n_steps * cfg.batch_size * cfg.gradient_accumulation_steps * cfg.block_size
+    for n in range(n_rounds + 1):
+        steps = range(n * n_steps, (n + 1) * n_steps)
+        speeds = {name: tokens / seconds_of(take, side, steps) for name, side in sides.items()}
+        if n:
+            yield speeds
+
+
+def share_of_peak(side, speed):
+    """What a speed in tokens/s means: MFU where the device's peak is known, else GFLOP/s."""
+    flops = speed * side.flops_per_token
+    peak = side.worker.peak_flops
+    return f'MFU {flops / peak:.1%}' if peak else f'{flops / 1e9:,.1f} GFLOP/s'
+
+
+def peak_memory(side, n):
+    """
+    Bytes of CUDA memory that step n takes at its highest: weights, optimizer, gradients, activations. What else is
+    there, such as another side, does not count. 0 on other devices.
+    """
+    if side.worker.device.type != 'cuda':
+        return 0
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    side.step(n)
+    torch.cuda.synchronize()
+    kept = [*side.model.parameters(), *side.model.buffers()]
+    for state in side.optimizer.state.values():
+        kept += [value for value in state.values() if torch.is_tensor(value) and value.is_cuda]
+    return torch.cuda.max_memory_allocated() - before + sum(tensor.nbytes for tensor in kept)
+
+
+def about(side):
+    """What is measured, in words."""
+    cfg, worker = side.cfg, side.worker
+    tokens = cfg.batch_size * cfg.gradient_accumulation_steps * cfg.block_size
+    compiled = ', compiled' if worker.compile else ''
+    return (f'{side.model.num_params() / 1e6:.1f}M weights, {tokens:,} tokens a step, {cfg.batch_size} sequences of '
+            f'{cfg.block_size} at a time, {worker.device}, {worker.dtype}, optimizer {cfg.optimizer}{compiled}')
 
 
 def step(args, settings):
     sides = build(args, settings)
-    cfg = sides['ours'].cfg
-    worker = sides['ours'].worker
-    tokens_per_step = cfg.batch_size * cfg.gradient_accumulation_steps * cfg.block_size
+    measured = list(rounds(sides, args.rounds, args.steps))
+    speeds = {name: [row[name] for row in measured] for name in sides}
 
-    speeds = {name: [] for name in sides}
-    for n in range(args.rounds + 1):
-        steps = range(n * args.steps, (n + 1) * args.steps)
-        for name, side in sides.items():
-            seconds = seconds_of_steps(side, steps)
-            if n:                                     # the first round compiles and warms up
-                speeds[name].append(args.steps * tokens_per_step / seconds)
-
-    size = sides['ours'].model.num_params() / 1e6
-    compiled = ', compiled' if worker.compile else ''
-    print(f'{size:.1f}M weights, {tokens_per_step:,} tokens a step, {worker.device}, {worker.dtype}, '
-          f'optimizer {cfg.optimizer}{compiled}')
+    print(about(sides['ours']))
     if args.against:
         report('speed', speeds['nanoGPT'], speeds['ours'], 'tokens/s', sides=('nanoGPT', 'ours'))
     for name, side in sides.items():
         speed = statistics.median(speeds[name])
-        flops = speed * side.flops_per_token
-        share = f'MFU {flops / worker.peak_flops:.1%}' if worker.peak_flops else f'{flops / 1e9:,.1f} GFLOP/s'
-        print(f'{name}: {speed:,.0f} tokens/s, {share}')
+        print(f'{name}: {speed:,.0f} tokens/s, {share_of_peak(side, speed)}')
 
 
 def main():

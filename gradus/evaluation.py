@@ -33,19 +33,24 @@ def evaluate(model, tokens, batch_size, n, worker, byte_lengths=None):
     padding = np.full(-len(starts) % batch_size, len(tokens))
     batches = np.append(starts, padding).reshape(-1, batch_size)
 
-    loss_sum, n_tokens, n_bytes = 0.0, 0, 0
+    losses = []                                       # read at the end, so that a GPU never waits for the next batch
+    counts = []                                       # of the targets in each batch
+    n_bytes = 0
     for batch in batches[worker.rank::worker.world_size]:
         x, y = tokens.windows(batch)                                            # (B, T) each
         real = y[y >= 0]
         with worker.autocast():
             _, loss = model(*worker.to_device(x, y))
-        loss_sum += loss.item() * len(real)
-        n_tokens += len(real)
+        losses.append(loss)
+        counts.append(len(real))
         if byte_lengths is not None:
             n_bytes += int(byte_lengths[real].sum())
 
     model.train(was_training)
-    loss_sum, n_tokens, n_bytes = worker.sum(loss_sum, n_tokens, n_bytes)
+    loss_sum = 0.0
+    for loss, n_targets in zip(losses, counts):
+        loss_sum += loss.item() * n_targets
+    loss_sum, n_tokens, n_bytes = worker.sum(loss_sum, sum(counts), n_bytes)
     bits_per_byte = loss_sum / math.log(2) / n_bytes if n_bytes else None
     return loss_sum / n_tokens, bits_per_byte
 

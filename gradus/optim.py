@@ -130,33 +130,38 @@ class Muon(AdamW):
     def __setstate__(self, state):
         torch.optim.Optimizer.__setstate__(self, state)   # AdamW's own expects a step count for every parameter
 
+    def look_ahead(self, group, params):
+        """
+        Update the momentum of a group's matrices, apply weight decay, and return mu M + (1 - mu) G for each. All at
+        once: on a GPU, one matrix at a time would cost more to launch than to compute.
+        """
+        for p in params:
+            if not self.state[p]:
+                self.state[p]['momentum_buffer'] = torch.zeros_like(p)
+        grads = [p.grad for p in params]
+        means = [self.state[p]['momentum_buffer'] for p in params]
+        torch._foreach_lerp_(means, grads, 1 - group['momentum'])
+        torch._foreach_mul_(params, 1 - group['lr'] * group['weight_decay'])
+        return torch._foreach_lerp(grads, means, group['momentum'])             # Nesterov: look ahead
+
     @torch.no_grad()
     def step(self, closure=None):
-        # Update the momentum of each matrix and collect what is to be orthogonalized, by shape.
+        # Collect what is to be orthogonalized, by shape.
         by_shape = {}
         for group in self.param_groups:
-            if 'rows' not in group:
-                continue
-            for p in group['params']:
-                if p.grad is None:
-                    continue
-                state = self.state[p]
-                if not state:
-                    state['momentum_buffer'] = torch.zeros_like(p)
-                mean = state['momentum_buffer'].lerp_(p.grad, 1 - group['momentum'])
-                update = p.grad.lerp(mean, group['momentum'])                   # Nesterov: look ahead
-                p.mul_(1 - group['lr'] * group['weight_decay'])
+            params = [p for p in group['params'] if 'rows' in group and p.grad is not None]
+            updates = self.look_ahead(group, params) if params else []
+            for p, update in zip(params, updates):
                 p.grad = None                         # AdamW skips it
                 rows = group['rows'] or len(p)
                 for w, u in zip(p.split(rows), update.split(rows)):
-                    by_shape.setdefault(w.shape, []).append((w, u, group['lr']))
+                    by_shape.setdefault((w.shape, group['lr']), []).append((w, u))
 
         # Orthogonalize matrices of one shape as one stack.
-        for (rows, cols), matrices in by_shape.items():
-            weights, updates, rates = zip(*matrices)
+        for ((rows, cols), lr), matrices in by_shape.items():
+            weights, updates = zip(*matrices)
             updates = orthogonalize(torch.stack(updates), self.dtype)           # (n, rows, cols)
-            for w, u, lr in zip(weights, updates, rates):
-                w.add_(u, alpha=-lr * math.sqrt(max(1, rows / cols)))
+            torch._foreach_add_(weights, updates.unbind(), alpha=-lr * math.sqrt(max(1, rows / cols)))
 
         return super().step(closure)                  # AdamW for everything else
 

@@ -100,6 +100,8 @@ class Worker:
 
     def sum(self, *values):
         """The values, numbers or tensors, summed over all ranks: a list of floats (float64; float32 on MPS)."""
+        if self.world_size == 1 and not any(isinstance(v, torch.Tensor) for v in values):
+            return [float(v) for v in values]         # no need to wait for a GPU
         kind = torch.float32 if self.device.type == 'mps' else torch.float64
         total = torch.stack([torch.as_tensor(v, dtype=kind, device=self.device) for v in values])
         if self.world_size > 1:

@@ -262,6 +262,14 @@ def test_sums_are_exact_beyond_float32():
     assert parallel.init('cpu').sum(2 ** 24 + 1) == [2 ** 24 + 1]
 
 
+def test_sums_of_plain_numbers_do_not_touch_the_device():
+    """On a GPU they would wait until it has done everything before. This device cannot be read at all."""
+    worker = parallel.Worker(torch.device('meta'), torch.float32, compile=False)
+    assert worker.sum(2 ** 24 + 1, 0.5) == [2 ** 24 + 1, 0.5]
+    with pytest.raises(RuntimeError, match='meta'):
+        worker.sum(torch.tensor(1.0))
+
+
 def test_compile_without_a_compiler_is_one_line():
     from torch._inductor import config as inductor
 
