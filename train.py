@@ -374,7 +374,7 @@ def train(cfg, worker, interrupt, folder):
             log.write(iter=it, loss=loss, grad_norm=float(grad_norm), tokens=tokens, **speed, lr=lr,
                       elapsed_s=round(progress.elapsed_s, 3))
             worker.print(step_line(it, loss, dt, speed))
-            note_if_long(cfg, worker, it - bar.initial, cfg.max_iters - it - 1, dt)
+            note_if_long(cfg, worker, it - log.first_iter, cfg.max_iters - it - 1, dt)
             bar.set_postfix(loss=f'{loss:.3f}', refresh=False)
             timed_steps, timed_seconds = 0, 0.0
 

@@ -47,7 +47,9 @@ GPUS = {
     'rtx4090': ('RTX 4090', 24),
     'v100': ('V100', 32),
 }
-USABLE = 0.92                                         # of a GPU's memory; CUDA itself, NCCL and gaps take the rest
+
+# How much of the memory tensors can fill: gaps between them take the rest, and on a GPU CUDA and NCCL.
+USABLE = {'cpu': 0.75, 'cuda': 0.92, 'mps': 0.75}
 CHINCHILLA = 20                                       # tokens for each parameter; Hoffmann et al. 2022
 PATIENCE = 60                                         # seconds after which no other step is measured
 
@@ -145,11 +147,11 @@ def plan_here(cfg):
     print(f'{in_short(n_params(config))} parameters, {worker.device}, {worker.dtype}, '
           f'{cfg.max_iters:,} steps of {round(rows_per_step(cfg) * per_row):,} tokens')
     print_memory(cfg, {'here': step})
-    print(verdict(step.peak, free))
+    usable = USABLE[worker.device.type]
+    print(verdict(step.peak, free, usable))
     if free is not None:
-        def fits(n):
-            return memory.step_of_run(replace(cfg, batch_size=n), config, worker).peak <= free
-        print(f'largest batch_size that fits: {largest_batch(fits)}')
+        largest = largest_batch(lambda n: peak_of(n, cfg, config, worker) <= usable * free)
+        print(f'largest batch_size that fits: {largest}')
     if free is not None and CERTAIN * step.peak > free:
         print_tokens(config, tokens)
         return
@@ -171,12 +173,18 @@ def plan_here(cfg):
     print_tokens(config, tokens)
 
 
-def verdict(peak, free):
+def peak_of(batch_size, cfg, config, worker):
+    """Bytes at one moment with another batch_size."""
+    return memory.step_of_run(replace(cfg, batch_size=batch_size), config, worker).peak
+
+
+def verdict(peak, free, usable):
+    """Does it fit? usable: the fraction of the free bytes that tensors can fill."""
     if free is None:
         return 'how much is available here is not known'
     if CERTAIN * peak > free:
         return f'{in_gib(free)} are available here: it does not fit; lower batch_size'
-    if peak > CERTAIN * free:
+    if peak > usable * free:
         return f'{in_gib(free)} are available here: too close to be sure'
     return f'{in_gib(free)} are available here: it fits'
 
@@ -263,7 +271,7 @@ def plan_elsewhere(cfg):
     config = shape(cfg, meta, vocab_size)
     tokens = cfg.max_iters * rows_per_step(cfg) * cfg.block_size
     name, gib = GPUS[cfg.gpu]
-    limit = USABLE * gib * GIB
+    usable = USABLE['cuda']
 
     print(f'{in_short(n_params(config))} parameters on {cfg.gpus:,} x {cfg.gpu}, 16 bits, '
           f'{cfg.max_iters:,} steps of {rows_per_step(cfg) * cfg.block_size:,} tokens')
@@ -274,8 +282,8 @@ def plan_elsewhere(cfg):
     ways = {'ddp': ddp, 'fsdp': fsdp} if cfg.gpus > 1 else {'one GPU': ddp}
     print_memory(cfg, {way: of_gpu(cfg, config, cfg.batch_size) for way, of_gpu in ways.items()})
     for way, of_gpu in ways.items():
-        largest = largest_batch(lambda n, of_gpu=of_gpu: of_gpu(cfg, config, n).peak <= limit)
-        print(f'largest batch_size in {USABLE:.0%} of {gib} GiB, {way}: {largest or "none fits"}')
+        largest = largest_batch(lambda n, of_gpu=of_gpu: of_gpu(cfg, config, n).peak <= usable * gib * GIB)
+        print(f'largest batch_size in {usable:.0%} of {gib} GiB, {way}: {largest or "none fits"}')
     if cfg.gpus > 1:
         print('train.py itself uses ddp; neither recomputes activations')
 
