@@ -1,5 +1,5 @@
 """
-Will it fit, how long will it take? Before a run starts:
+Will it fit, how long will it take? Before a run starts; usage:
 
     python bench.py plan config/quickstart.py                       here: memory, and three steps are measured
     python bench.py plan config/gpt2_124m.py --gpus=8 --gpu=a100    elsewhere: computed, nothing runs

@@ -102,7 +102,7 @@ def warn_if_too_large(cfg, worker, model, dataset, resumed):
     if hasattr(dataset.train, 'lengths'):             # pairs, in batches no longer than the longest
         config = replace(config, block_size=min(config.block_size, int(dataset.train.lengths.max())))
     step = memory.step_of_run(cfg, config, worker)
-    needed = step.peak - step.weights - resumed * step.optimizer
+    needed = step.peak - step.weights - step.buckets - resumed * step.optimizer
     if CERTAIN * needed > free:
         warn(f'a step needs about {in_gib(needed)} more memory, and {in_gib(free)} are free: this will not fit; '
              f'lower --batch_size; to see more: {command(cfg)}')
