@@ -23,6 +23,7 @@ from gradus import accounting, configurator, data, evaluation, memory, metadata,
 from gradus.errors import UserError
 from gradus.forecast import CERTAIN, GIB, available, in_gib, in_words
 from gradus.shards import file_names
+from model import GPTConfig
 
 
 @dataclass
@@ -50,6 +51,12 @@ GPUS = {
 
 # How much of the memory tensors can fill: gaps between them take the rest, and on a GPU CUDA and NCCL.
 USABLE = {'cpu': 0.75, 'cuda': 0.92, 'mps': 0.75}
+GPT2 = {                                              # n_layer, n_head, n_embd
+    'gpt2': (12, 12, 768),
+    'gpt2-medium': (24, 16, 1024),
+    'gpt2-large': (36, 20, 1280),
+    'gpt2-xl': (48, 25, 1600),
+}
 CHINCHILLA = 20                                       # tokens for each parameter; Hoffmann et al. 2022
 PATIENCE = 60                                         # seconds after which no other step is measured
 
@@ -71,9 +78,13 @@ def open_dataset(cfg):
 
 
 def shape(cfg, meta, vocab_size):
-    """The GPTConfig of the run. A model from elsewhere is loaded to see it."""
+    """The GPTConfig of the run. A model from elsewhere is loaded to see it, unless it is one of OpenAI's."""
     if cfg.init_from in ('scratch', 'auto', 'resume'):
         return pretrained.config_of(cfg, vocab_size)
+    if cfg.init_from in GPT2:
+        n_layer, n_head, n_embd = GPT2[cfg.init_from]
+        return GPTConfig(n_layer=n_layer, n_head=n_head, n_embd=n_embd, vocab_size=50257, mlp='gelu_tanh',
+                         block_size=cfg.block_size, dropout=cfg.dropout)
     return pretrained.start_from(cfg, meta).config
 
 
@@ -204,6 +215,7 @@ def time_of_step(side):
     n = side.cfg.gradient_accumulation_steps
     sizes = (n,) if n <= 2 else (1, 2)
     times = {size: [] for size in sizes}
+    print('measuring steps; Ctrl-C uses what has been measured', flush=True)
     began = time.perf_counter()
     try:
         take(side, sizes[0])

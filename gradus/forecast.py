@@ -127,7 +127,7 @@ def command(cfg):
 
 def in_gib(n):
     """Bytes in words."""
-    return f'{n / GIB:.1f} GiB' if n >= GIB / 10 else f'{n / 2 ** 20:.1f} MiB'
+    return f'{n / GIB:,.1f} GiB' if n >= GIB / 10 else f'{n / 2 ** 20:.1f} MiB'
 
 
 def in_words(seconds):

@@ -65,6 +65,13 @@ def test_gpt3(capsys, tmp_path, monkeypatch):
     assert number(half, r'([\d.e+]+) FLOP') != pytest.approx(3.14e23, rel=0.1)
 
 
+@pytest.mark.parametrize('name, n_params', [('gpt2', 124_439_808), ('gpt2-medium', 354_823_168),
+                                            ('gpt2-large', 774_030_080), ('gpt2-xl', 1_557_611_200)])
+def test_openai_s_sizes(name, n_params):
+    """As Hugging Face counts them, without loading any."""
+    assert plan.n_params(plan.shape(train.TrainConfig(init_from=name), None, 65)) == n_params
+
+
 def test_zero_divides_what_lasts(tmp_path):
     """ZeRO (Rajbhandari et al. 2020), figure 1: 7.5 billion weights, 120 GB; 1.9 GB on each of 64 GPUs."""
     cfg = plan.PlanConfig(n_layer=36, n_head=32, n_embd=4096, gpus=64)
