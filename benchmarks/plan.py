@@ -208,9 +208,9 @@ def random_text(config):
 
 def time_of_step(side):
     """
-    Seconds of a step: the median of three, after one that warms up; fewer after PATIENCE seconds, or Ctrl-C; None
-    without any. Of many micro-batches, steps of one and of two are measured, and the difference counts as often as
-    there are more.
+    Seconds of a step: the median of three, after one that warms up; of more if they are short, of fewer after PATIENCE
+    seconds or Ctrl-C; None without any. Of many micro-batches, steps of one and of two are measured, and the
+    difference counts as often as there are more.
     """
     n = side.cfg.gradient_accumulation_steps
     sizes = (n,) if n <= 2 else (1, 2)
@@ -219,11 +219,13 @@ def time_of_step(side):
     began = time.perf_counter()
     try:
         take(side, sizes[0])
-        for _ in range(3):
+        for n_done in range(1, 101):
             for size in sizes:
                 times[size].append(take(side, size))
-                print(f'step of {size} x {side.cfg.batch_size} sequences: {in_words(times[size][-1])}', flush=True)
-            if time.perf_counter() - began > PATIENCE:
+                if n_done <= 3:
+                    print(f'step of {size} x {side.cfg.batch_size} sequences: {in_words(times[size][-1])}', flush=True)
+            spent = time.perf_counter() - began
+            if spent > PATIENCE or n_done >= 3 and spent > 3:
                 break
     except KeyboardInterrupt:
         pass
