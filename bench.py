@@ -5,6 +5,7 @@ Compare Gradus with what it should beat: `python bench.py NAME ...` runs benchma
     python bench.py loss-curve --against NANOGPT        val loss over time, nanoGPT's and ours, as a picture
     python bench.py same-recipe --against NANOGPT       whole runs of nanoGPT's CPU recipe, in nanoGPT and here
     python bench.py same-steps --against NANOGPT        single steps from the same weights on the same batches
+    python bench.py plan config/X.py                    before a run starts: will it fit, how long will it take
     python bench.py step --config X --against NANOGPT   tokens/s and MFU of a training step, and of nanoGPT's
     python bench.py step-profile --config X             where the time of a training step goes
     python bench.py sampling --against NANOGPT          tokens/s of sampling, and seconds to the first token

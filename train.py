@@ -27,6 +27,7 @@ from tqdm import tqdm
 from gradus import chart, checkpoint, configurator, data, evaluation, metadata, mirrors, optim, parallel, pretrained
 from gradus.accounting import flops_per_token
 from gradus.errors import warn
+from gradus.forecast import note_if_long, warn_if_too_large
 from gradus.interrupt import Interrupt
 from gradus.log import Log, diverged, done_line, losses_line, sizes_line, step_line
 from gradus.preparation import prepare
@@ -282,6 +283,7 @@ def train(cfg, worker, interrupt, folder):
         return 0
 
     # Nothing has been written to the run's folder until here.
+    warn_if_too_large(cfg, worker, model, dataset, resume)
     copies = mirrors.start(cfg, progress.iter_num + progress.evaluated) if worker.is_main else []
     folder.start(resume)
     log = Log(cfg.out_dir if worker.is_main else None, progress.iter_num, progress.evaluated, copies)
@@ -372,6 +374,7 @@ def train(cfg, worker, interrupt, folder):
             log.write(iter=it, loss=loss, grad_norm=float(grad_norm), tokens=tokens, **speed, lr=lr,
                       elapsed_s=round(progress.elapsed_s, 3))
             worker.print(step_line(it, loss, dt, speed))
+            note_if_long(cfg, worker, it - log.first_iter, cfg.max_iters - it - 1, dt)
             bar.set_postfix(loss=f'{loss:.3f}', refresh=False)
             timed_steps, timed_seconds = 0, 0.0
 

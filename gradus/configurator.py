@@ -64,7 +64,7 @@ def launch(main, cls, argv=None, lower='', names=''):
 def load(cls, argv, script=None, names=''):
     """
     A `cls` made of its defaults, the config files and the --key=value arguments in argv. Raises UserError.
-    Its attribute `from_files` is no setting but a help for `explain`: see there.
+    Two attributes are no settings: `argv`, and `from_files`, a help for `explain`.
     names: if given, plain arguments are no config files, but become the tuple in this attribute (folders of runs, say).
     """
     if '--help' in argv or '-h' in argv:
@@ -83,6 +83,7 @@ def load(cls, argv, script=None, names=''):
     if names:
         setattr(cfg, names, tuple(plain))
     cfg.from_files = settings.from_files
+    cfg.argv = tuple(argv)
     return cfg
 
 

@@ -19,6 +19,7 @@ class Log:
         out_dir None: write nothing, for processes other than the main one.
         """
         self.mirrors = mirrors
+        self.first_iter = iter_num                    # of this process
         self.file = None
         if out_dir is None:
             return
