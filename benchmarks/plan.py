@@ -18,7 +18,8 @@ from types import SimpleNamespace
 import torch
 
 import train
-from benchmarks.step import Ours, seconds_of_steps
+from benchmarks.paired import seconds_of
+from benchmarks.step import Ours
 from gradus import accounting, configurator, data, evaluation, memory, metadata, parallel, pretrained
 from gradus.errors import UserError
 from gradus.forecast import CERTAIN, GIB, available, in_gib, in_words
@@ -240,7 +241,7 @@ def take(side, size):
     cfg = side.cfg
     side.cfg = replace(cfg, gradient_accumulation_steps=size)
     try:
-        return seconds_of_steps(side, [0])
+        return seconds_of(side.step, 0)
     finally:
         side.cfg = cfg
 
