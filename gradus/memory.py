@@ -194,7 +194,7 @@ def _scratch(c, width, device):
 def _muon_scratch(c, width):
     """
     What `optim.Muon` allocates beside its updates, which take the place of the gradients: for a stack of all matrices
-    of one shape, copies and squares of them, while the result for the stack before is still there.
+    of one shape, copies and squares of them.
     """
     q_size, k_size = c.n_head * c.head_width, c.kv_heads * c.head_width
     shapes = [(q_size, c.n_embd), (k_size, c.n_embd), (k_size, c.n_embd), (c.n_embd, q_size), (c.hidden, c.n_embd)]
@@ -202,11 +202,10 @@ def _muon_scratch(c, width):
         shapes.append((c.hidden, c.n_embd))
     shapes.append((c.n_embd, c.hidden))
 
-    most, before = 0, 0
+    most = 0
     for (rows, cols), n in Counter(shapes).items():
         stack = 4 * n * c.n_layer * rows * cols
         square = 4 * n * c.n_layer * min(rows, cols) ** 2
         copies = 3 * stack + 2 * square if width == 4 else 2.5 * stack
-        most = max(most, before + round(copies))
-        before = stack
+        most = max(most, round(copies))
     return most

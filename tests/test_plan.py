@@ -129,14 +129,14 @@ def clock(monkeypatch, *seconds):
     """Steps that take 10 s for each micro-batch and 1 s for the optimizer; or as given, then Ctrl-C."""
     given = iter(seconds)
 
-    def take(side, steps):
+    def take(step, side, n):
         if not seconds:
             return 10 * side.cfg.gradient_accumulation_steps + 1
         value = next(given, None)
         if value is None:
             raise KeyboardInterrupt
         return value
-    monkeypatch.setattr(plan, 'seconds_of_steps', take)
+    monkeypatch.setattr(plan, 'seconds_of', take)
 
 
 @pytest.mark.parametrize('n', [1, 2, 3, 40])
