@@ -7,7 +7,7 @@ Compare Gradus with what it should beat: `python bench.py NAME ...` runs benchma
     python bench.py same-steps --against NANOGPT        single steps from the same weights on the same batches
     python bench.py step --config X --against NANOGPT   tokens/s and MFU of a training step, and of nanoGPT's
     python bench.py sampling --against NANOGPT          tokens/s of sampling, and seconds to the first token
-    python bench.py llama-cpp                           tokens/s of one stream, ours and llama.cpp's, 32 and 8 bits
+    python bench.py llama-cpp                           tokens/s of one stream and of a prompt, ours and llama.cpp's
     python bench.py packing                             how pairs of different length should share a batch
     python bench.py mnist                               the digit network and the book's algorithm in numpy
     python bench.py prepare                             tokens/s of data/prepare.py, and of tiktoken alone
