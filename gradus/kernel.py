@@ -1,6 +1,7 @@
 """
-int8.cpp, compiled for this processor at its first use; the user's cache folder keeps it for later processes. Without a
-C++ compiler there is no kernel, and whoever would call it computes the same with PyTorch.
+The functions of kernel.cpp, compiled for this processor at their first use; the user's cache folder keeps the result for
+later processes. Each returns None where it cannot help: without a C++ compiler, in a program for torch.compile, or for
+other tensors than contiguous float32 on the CPU. Then the caller computes the same with PyTorch.
 
 The compiler is the command in the environment variable CXX, else c++. `CXX= python sample.py ...` does without.
 """
@@ -16,11 +17,11 @@ from functools import lru_cache
 
 import torch
 
-SOURCE = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'int8.cpp')
+SOURCE = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'kernel.cpp')
 CACHE = os.path.join(os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache'), 'gradus')
 
 # All instructions of this processor, but the same rounding as PyTorch: no product and sum in one (contract).
-COMPILE = ['-O3', '-ffp-contract=off', '-fno-math-errno', '-fno-trapping-math', '-fPIC']
+COMPILE = ['-O3', '-std=c++17', '-ffp-contract=off', '-fno-math-errno', '-fno-trapping-math', '-fPIC']
 # The object is linked without an OpenMP library. It finds the one that PyTorch has loaded, and so shares its threads.
 LINK = ['-shared']
 if platform.system() == 'Darwin':
@@ -67,7 +68,7 @@ def find(prefix):
 def build(prefix):
     """Compile; returns the path. Several processes may do so at once: each renames a complete file of its own."""
     with tempfile.TemporaryDirectory(dir=CACHE) as folder:
-        made = [os.path.join(folder, name) for name in ('int8.o', 'int8.so')]
+        made = [os.path.join(folder, name) for name in ('kernel.o', 'kernel.so')]
         run(*COMPILE, '-c', SOURCE, '-o', made[0])
         run(*LINK, made[0], '-o', made[1])
         with open(made[1], 'rb') as f:
@@ -78,38 +79,74 @@ def build(prefix):
 
 @lru_cache(maxsize=1)
 def load():
-    """The function int8_linear of int8.cpp; None where it cannot be compiled, kept or loaded."""
+    """The library that kernel.cpp becomes; None where it cannot be compiled, kept or loaded."""
     try:
-        prefix = f'int8-{key()}-'
+        prefix = f'kernel-{key()}-'
         os.makedirs(CACHE, exist_ok=True)
-        function = ctypes.CDLL(find(prefix) or build(prefix)).int8_linear
+        library = ctypes.CDLL(find(prefix) or build(prefix))
     except (OSError, ValueError, subprocess.SubprocessError):
         return None
-    function.argtypes = [ctypes.c_void_p] * 7 + [ctypes.c_int64] * 3
-    function.restype = None
-    return function
+    pointer, size = ctypes.c_void_p, ctypes.c_int64
+    library.int8_linear.argtypes = [pointer] * 7 + [size] * 3
+    library.attend.argtypes = [pointer] * 7 + [size] * 6
+    library.rms_norm.argtypes = [pointer] * 3 + [size] * 2 + [ctypes.c_float]
+    return library
 
 
-# ---------------------------------------------------------------------------- the function
+# ---------------------------------------------------------------------------- its functions
 
 MAX_ROWS = 16                                         # with more, PyTorch's product of matrices is faster
 
 
+def ready(*tensors):
+    """Is the library there, and are all of the tensors what it can read?"""
+    if torch.compiler.is_compiling() or load() is None:
+        return False
+    return all(t.dtype == torch.float32 and t.is_cpu and t.is_contiguous() for t in tensors)
+
+
+def pointers(*tensors):
+    return [None if t is None else t.data_ptr() for t in tensors]
+
+
 def int8_linear(x, weight, scale, bias):
     """
-    y = x W^T + b. x (n, in) float32; weight (out, in) int8, whose row j is to be multiplied by scale[j]; bias (out,) or
-    None. Returns y (n, out), or None if the kernel is not there, or not made for these tensors.
+    y = x W^T + b. x (n, in); weight (out, in) int8, whose row j is to be multiplied by scale[j]; bias (out,) or None.
+    Returns y (n, out).
     """
     n, n_in = x.shape
-    floats = [x, scale] if bias is None else [x, scale, bias]
-    function = load() if n <= MAX_ROWS and n_in <= 2 ** 16 else None            # beyond, a sum may exceed 32 bits
-    if function is None or weight.dtype != torch.int8 or not weight.is_contiguous():
+    floats = (x, scale) if bias is None else (x, scale, bias)
+    if n > MAX_ROWS or n_in > 2 ** 16 or not ready(*floats):          # beyond 2^16, a sum may exceed 32 bits
         return None
-    if not all(t.dtype == torch.float32 and t.is_cpu and t.is_contiguous() for t in floats):
+    if weight.dtype != torch.int8 or not weight.is_contiguous():
         return None
-    q = torch.empty(n, n_in, dtype=torch.int16)
-    scales = torch.empty(n)
+    quantized, scales = torch.empty(n, n_in, dtype=torch.int16), torch.empty(n)
     y = torch.empty(n, len(weight))
-    function(x.data_ptr(), weight.data_ptr(), scale.data_ptr(), None if bias is None else bias.data_ptr(),
-             q.data_ptr(), scales.data_ptr(), y.data_ptr(), n, n_in, len(weight))
+    load().int8_linear(*pointers(x, weight, scale, bias, quantized, scales, y), n, n_in, len(weight))
+    return y
+
+
+def attend(heads, angles, keys, values, length):
+    """
+    Attention of one new token in each of B texts. heads (B, H + 2 G, D): its queries, keys and values, which may be
+    changed; angles: what rotates the first two, or None; keys, values (B, G, S, D): a cache, whose row length - 1 gets
+    those of the new token, which sees the first `length` rows. Returns (B, H, D).
+    """
+    B, G, S, D = keys.shape
+    H = heads.size(1) - 2 * G
+    cos, sin = angles or (None, None)
+    if not ready(heads, keys, values, *(angles or ())):
+        return None
+    scores = torch.empty(B * H * length)
+    y = torch.empty(B, H, D)
+    load().attend(*pointers(heads, cos, sin, keys, values, scores, y), B, H, G, D, S, length)
+    return y
+
+
+def rms_norm(x, weight, eps):
+    """y = weight x / sqrt(mean of x^2 + eps), the mean over the last dimension of x (..., C)."""
+    if not ready(x, weight):
+        return None
+    y = torch.empty_like(x)
+    load().rms_norm(*pointers(x, weight, y), x.numel() // len(weight), len(weight), eps)
     return y

@@ -1,0 +1,143 @@
+// What one more token costs on a CPU, where PyTorch's own operations take longer than they must: a few rows times an
+// 8-bit matrix, attention of one query over the cache, RMSNorm. inference.py calls them, and model.py says what they mean.
+//
+// The loops are plain: the compiler turns them into the widest instructions of the processor. kernel.py compiles this
+// file; it needs none of PyTorch's headers. All arrays are contiguous; their shapes are in brackets.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+// ---------------------------------------------------------------------------- y = x W^T + b, W in 8 bits
+
+// Write a row x (n_in) as integers q from -127 to 127, in 16 bits; return the scale that they are to be multiplied by.
+static float quantize(const float* x, int16_t* __restrict q, int64_t n_in) {
+    // The largest absolute value. Without their sign, floats are ordered as their bits are; infinity and NaN come last.
+    uint32_t largest = 0;
+    for (int64_t k = 0; k < n_in; k++) {
+        uint32_t bits;
+        std::memcpy(&bits, &x[k], sizeof bits);
+        largest = std::max(largest, bits & 0x7fffffff);
+    }
+    float size;
+    std::memcpy(&size, &largest, sizeof size);
+    if (!std::isfinite(size)) {
+        std::fill(q, q + n_in, 0);
+        return std::numeric_limits<float>::quiet_NaN();   // which makes the row of y NaN
+    }
+
+    // To the nearest integer, halves to the even one.
+    const float scale = std::max(size, 1e-30f) / 127;
+    for (int64_t k = 0; k < n_in; k++)
+        q[k] = static_cast<int16_t>(std::rint(x[k] / scale));
+    return scale;
+}
+
+// The products of ROWS rows q (ROWS, n_in) with one row w (n_in), summed: sum (ROWS).
+template <int ROWS>
+static void multiply(const int16_t* q, const int8_t* w, int32_t* sum, int64_t n_in) {
+    int32_t total[ROWS] = {};
+    for (int64_t k = 0; k < n_in; k++)
+        for (int i = 0; i < ROWS; i++)                    // w[k] is converted once for all
+            total[i] += q[i * n_in + k] * w[k];
+    std::copy(total, total + ROWS, sum);
+}
+
+// x (n, n_in), w (n_out, n_in) and w_scale (n_out) of its rows, bias (n_out) or null -> y (n, n_out). To the last bit
+// what Int8Linear computes. q (n, n_in) and scale (n) are room for x as integers.
+extern "C" void int8_linear(const float* x, const int8_t* w, const float* w_scale, const float* bias, int16_t* q,
+                            float* scale, float* y, int64_t n, int64_t n_in, int64_t n_out) {
+    for (int64_t i = 0; i < n; i++)
+        scale[i] = quantize(x + i * n_in, q + i * n_in, n_in);
+
+    // Each core gets its own part of the rows of W, and reads it from front to back, which is how memory is fastest.
+    #pragma omp parallel for
+    for (int64_t j = 0; j < n_out; j++) {
+        for (int64_t i = 0, rows; i < n; i += rows) {
+            int32_t sum[4];
+            rows = n - i >= 4 ? 4 : 1;
+            if (rows == 4)
+                multiply<4>(q + i * n_in, w + j * n_in, sum, n_in);
+            else
+                multiply<1>(q + i * n_in, w + j * n_in, sum, n_in);
+
+            for (int64_t r = 0; r < rows; r++) {
+                const float product = static_cast<float>(sum[r]) * (scale[i + r] * w_scale[j]);
+                y[(i + r) * n_out + j] = bias ? product + bias[j] : product;
+            }
+        }
+    }
+}
+
+// ---------------------------------------------------------------------------- attention of one new token
+
+static float dot(const float* a, const float* b, int64_t n) {
+    float sum = 0;
+    #pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < n; i++)
+        sum += a[i] * b[i];
+    return sum;
+}
+
+// y (D) = softmax(q K^T / sqrt(D)) V, for q (D) and the first `length` rows of K and V (S, D). scores: room for (length).
+static void attend_head(const float* q, const float* keys, const float* values, float* scores, float* y,
+                        int64_t length, int64_t D) {
+    float largest = -std::numeric_limits<float>::infinity();
+    for (int64_t s = 0; s < length; s++) {
+        scores[s] = dot(q, keys + s * D, D) / std::sqrt(static_cast<float>(D));
+        largest = std::max(largest, scores[s]);
+    }
+
+    float total = 0;
+    std::fill(y, y + D, 0.0f);
+    for (int64_t s = 0; s < length; s++) {
+        const float weight = std::exp(scores[s] - largest);
+        total += weight;
+        for (int64_t d = 0; d < D; d++)
+            y[d] += weight * values[s * D + d];
+    }
+    for (int64_t d = 0; d < D; d++)
+        y[d] /= total;
+}
+
+// One new token in each of B texts. heads (B, H + 2 G, D): its queries, keys and values; the first two are rotated in
+// place by cos, sin (D / 2), unless those are null. Keys and values go to row length - 1 of the cache (B, G, S, D).
+// Each query sees all `length` rows: y (B, H, D). scores: room for (B, H, length).
+extern "C" void attend(float* heads, const float* cos, const float* sin, float* keys, float* values, float* scores,
+                       float* y, int64_t B, int64_t H, int64_t G, int64_t D, int64_t S, int64_t length) {
+    for (int64_t b = 0; b < B; b++) {
+        float* head = heads + b * (H + 2 * G) * D;
+        for (int64_t h = 0; cos && h < H + G; h++)
+            for (int64_t i = 0; i < D / 2; i++) {
+                const float first = head[h * D + i], second = head[h * D + i + D / 2];
+                head[h * D + i] = first * cos[i] - second * sin[i];
+                head[h * D + i + D / 2] = first * sin[i] + second * cos[i];
+            }
+        for (int64_t g = 0; g < G; g++) {
+            const int64_t row = ((b * G + g) * S + length - 1) * D;
+            std::copy_n(head + (H + g) * D, D, keys + row);
+            std::copy_n(head + (H + G + g) * D, D, values + row);
+        }
+    }
+
+    #pragma omp parallel for if (B * H * length * D > 50000)    // to start the other cores costs time, too
+    for (int64_t i = 0; i < B * H; i++) {
+        const int64_t b = i / H, h = i % H;
+        const int64_t group = (b * G + h / (H / G)) * S * D;
+        attend_head(heads + (b * (H + 2 * G) + h) * D, keys + group, values + group, scores + i * length, y + i * D,
+                    length, D);
+    }
+}
+
+// ---------------------------------------------------------------------------- RMSNorm
+
+// y = weight x / sqrt(mean of x^2 + eps), for each row of x (n, C).
+extern "C" void rms_norm(const float* x, const float* weight, float* y, int64_t n, int64_t C, float eps) {
+    for (int64_t i = 0; i < n; i++, x += C, y += C) {
+        const float scale = 1 / std::sqrt(dot(x, x, C) / C + eps);
+        for (int64_t c = 0; c < C; c++)
+            y[c] = x[c] * scale * weight[c];
+    }
+}
