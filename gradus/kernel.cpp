@@ -12,8 +12,18 @@
 
 // ---------------------------------------------------------------------------- y = x W^T + b, W in 8 bits
 
-// Write a row x (n_in) as integers q from -127 to 127, in 16 bits; return the scale that they are to be multiplied by.
-static float quantize(const float* x, int16_t* __restrict q, int64_t n_in) {
+// x as integers from -127 to 127. Newer x86 processors multiply 8-bit integers four at a time, if one is unsigned:
+// x is stored plus 128 for them. Others multiply 16-bit integers in pairs.
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+typedef uint8_t integer;
+static const int32_t OFFSET = 128;
+#else
+typedef int16_t integer;
+static const int32_t OFFSET = 0;
+#endif
+
+// Write a row x (n_in) as integers q; return the scale that they are to be multiplied by.
+static float quantize(const float* x, integer* __restrict q, int64_t n_in) {
     // The largest absolute value. Without their sign, floats are ordered as their bits are; infinity and NaN come last.
     uint32_t largest = 0;
     for (int64_t k = 0; k < n_in; k++) {
@@ -31,13 +41,13 @@ static float quantize(const float* x, int16_t* __restrict q, int64_t n_in) {
     // To the nearest integer, halves to the even one.
     const float scale = std::max(size, 1e-30f) / 127;
     for (int64_t k = 0; k < n_in; k++)
-        q[k] = static_cast<int16_t>(std::rint(x[k] / scale));
+        q[k] = static_cast<integer>(static_cast<int32_t>(std::rint(x[k] / scale)) + OFFSET);
     return scale;
 }
 
 // The products of ROWS rows q (ROWS, n_in) with one row w (n_in), summed: sum (ROWS).
 template <int ROWS>
-static void multiply(const int16_t* q, const int8_t* w, int32_t* sum, int64_t n_in) {
+static void multiply(const integer* q, const int8_t* w, int32_t* sum, int64_t n_in) {
     int32_t total[ROWS] = {};
     for (int64_t k = 0; k < n_in; k++)
         for (int i = 0; i < ROWS; i++)                    // w[k] is converted once for all
@@ -45,10 +55,11 @@ static void multiply(const int16_t* q, const int8_t* w, int32_t* sum, int64_t n_
     std::copy(total, total + ROWS, sum);
 }
 
-// x (n, n_in), w (n_out, n_in) and w_scale (n_out) of its rows, bias (n_out) or null -> y (n, n_out). To the last bit
-// what Int8Linear computes. q (n, n_in) and scale (n) are room for x as integers.
-extern "C" void int8_linear(const float* x, const int8_t* w, const float* w_scale, const float* bias, int16_t* q,
-                            float* scale, float* y, int64_t n, int64_t n_in, int64_t n_out) {
+// x (n, n_in), w (n_out, n_in), w_scale (n_out) and w_sum (n_out) of its rows, bias (n_out) or null -> y (n, n_out).
+// To the last bit what Int8Linear computes. q (n, n_in) and scale (n) are room for x as integers.
+extern "C" void int8_linear(const float* x, const int8_t* w, const float* w_scale, const int32_t* w_sum,
+                            const float* bias, integer* q, float* scale, float* y,
+                            int64_t n, int64_t n_in, int64_t n_out) {
     for (int64_t i = 0; i < n; i++)
         scale[i] = quantize(x + i * n_in, q + i * n_in, n_in);
 
@@ -64,7 +75,7 @@ extern "C" void int8_linear(const float* x, const int8_t* w, const float* w_scal
                 multiply<1>(q + i * n_in, w + j * n_in, sum, n_in);
 
             for (int64_t r = 0; r < rows; r++) {
-                const float product = static_cast<float>(sum[r]) * (scale[i + r] * w_scale[j]);
+                const float product = static_cast<float>(sum[r] - OFFSET * w_sum[j]) * (scale[i + r] * w_scale[j]);
                 y[(i + r) * n_out + j] = bias ? product + bias[j] : product;
             }
         }

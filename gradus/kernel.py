@@ -87,7 +87,7 @@ def load():
     except (OSError, ValueError, subprocess.SubprocessError):
         return None
     pointer, size = ctypes.c_void_p, ctypes.c_int64
-    library.int8_linear.argtypes = [pointer] * 7 + [size] * 3
+    library.int8_linear.argtypes = [pointer] * 8 + [size] * 3
     library.attend.argtypes = [pointer] * 7 + [size] * 6
     library.rms_norm.argtypes = [pointer] * 3 + [size] * 2 + [ctypes.c_float]
     return library
@@ -109,20 +109,20 @@ def pointers(*tensors):
     return [None if t is None else t.data_ptr() for t in tensors]
 
 
-def int8_linear(x, weight, scale, bias):
+def int8_linear(x, weight, scale, row_sum, bias):
     """
-    y = x W^T + b. x (n, in); weight (out, in) int8, whose row j is to be multiplied by scale[j]; bias (out,) or None.
-    Returns y (n, out).
+    y = x W^T + b. x (n, in); weight (out, in) int8, whose row j is to be multiplied by scale[j] and has the sum
+    row_sum[j], int32; bias (out,) or None. Returns y (n, out).
     """
     n, n_in = x.shape
     floats = (x, scale) if bias is None else (x, scale, bias)
     if n > MAX_ROWS or n_in > 2 ** 16 or not ready(*floats):          # beyond 2^16, a sum may exceed 32 bits
         return None
-    if weight.dtype != torch.int8 or not weight.is_contiguous():
+    if (weight.dtype, row_sum.dtype) != (torch.int8, torch.int32) or not weight.is_contiguous():
         return None
     quantized, scales = torch.empty(n, n_in, dtype=torch.int16), torch.empty(n)
     y = torch.empty(n, len(weight))
-    load().int8_linear(*pointers(x, weight, scale, bias, quantized, scales, y), n, n_in, len(weight))
+    load().int8_linear(*pointers(x, weight, scale, row_sum, bias, quantized, scales, y), n, n_in, len(weight))
     return y
 
 
