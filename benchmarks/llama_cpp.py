@@ -1,8 +1,8 @@
 """
 Tokens per second on the CPU, ours and llama.cpp's, interleaved, with the same weights and number of threads: of one
-greedy stream, and of reading a long prompt (up to its first new token). The model is a GPT-2 with random weights, in 32 bits and in 8 (llama.cpp's Q8_0 has a scale for every 32
-weights, ours one for each row). The texts should start with the same tokens. With --model, it is a real model, which
-llama.cpp reads as it is, and we as float32 and in 8 bits.
+greedy stream, and of a long prompt up to the first new token. The model is a GPT-2 with random weights, in 32 bits and
+in 8 (llama.cpp's Q8_0 has a scale for every 32 weights, ours one for each row). The texts should start with the same
+tokens. With --model, it is a real model, which llama.cpp reads as it is, and we as float32 and in 8 bits.
 
 Needs the packages gguf and xllamacpp: pip install gguf xllamacpp
 """

@@ -6,6 +6,7 @@ them with one core, often against their order in memory:
 
     SplitLinear    each core gets its own part of every matrix: the same numbers, up to rounding
     Int8Linear     8 bits a weight instead of 32: a quarter of the memory traffic, slightly different numbers
+    FastAttention, FastRMSNorm    one operation of kernel.cpp instead of many: the same numbers, up to rounding
 
 For a small model, or on a GPU, launching a token's many operations costs more than the operations themselves:
 
@@ -70,10 +71,10 @@ class Int8Linear(nn.Module):
         self.bias = linear.bias
 
     def forward(self, x):                                                       # (..., in)
-        rows = x.flatten(0, -2)                                                 # (n, in)
-        y = kernel.int8_linear(rows, self.weight, self.scale, self.row_sum, self.bias)
+        y = kernel.int8_linear(x, self.weight, self.scale, self.row_sum, self.bias)
         if y is not None:                             # the same numbers, faster
-            return y.view(*x.shape[:-1], -1)
+            return y
+        rows = x.flatten(0, -2)                                                 # (n, in)
         scale = rows.abs().amax(dim=1, keepdim=True).clamp_min(1e-30) / 127     # (n, 1)
         quantized = (rows / scale).round_().to(torch.int8)                      # (n, in)
         y = torch._int_mm(quantized, self.weight.t()) * (scale * self.scale)    # (n, out)
@@ -118,7 +119,7 @@ class FastAttention(nn.Module):
         self.usual = (c.score, c.mask, c.qk_norm) == ('dot', 'causal', False)
 
     def forward(self, x, angles=None, cache=None, layer=0):                     # (B, T, C)
-        if not (self.usual and x.size(1) == 1 and type(cache) is KVCache and cache.layers[layer] and kernel.load()):
+        if not (self.usual and x.size(1) == 1 and type(cache) is KVCache and cache.layers[layer]):
             return self.plain(x, angles, cache, layer)
         a = self.plain
         heads = a.c_attn(x).view(len(x), -1, a.config.head_width)               # (B, H + 2G, D)
@@ -128,8 +129,8 @@ class FastAttention(nn.Module):
         return a.resid_dropout(a.c_proj(y.view(len(x), 1, -1)))
 
 
-def replace_slow(model):
-    """Replace what kernel.cpp does faster, beside matrices."""
+def use_kernel(model):
+    """Replace every RMSNorm and attention of a model on the CPU by those that use kernel.cpp."""
     for module in list(model.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.RMSNorm):
@@ -207,5 +208,6 @@ def prepare(model, dtype, int8=False, compile=False):
         cast_linear(model, dtype)
     if on_cpu:
         replace_linear(model, Int8Linear if int8 else SplitLinear)
-        replace_slow(model)
+        if kernel.load():
+            use_kernel(model)
     return compile_decoding(model) if compile else model

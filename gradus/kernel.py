@@ -1,7 +1,7 @@
 """
-The functions of kernel.cpp, compiled for this processor at their first use; the user's cache folder keeps the result for
-later processes. Each returns None where it cannot help: without a C++ compiler, in a program for torch.compile, or for
-other tensors than contiguous float32 on the CPU. Then the caller computes the same with PyTorch.
+The functions of kernel.cpp, compiled for this processor at their first use; the user's cache folder keeps the result.
+Each returns None where it cannot help: without a C++ compiler, in a program for torch.compile, or for tensors other
+than contiguous float32 on the CPU. Then the caller computes the same with PyTorch.
 
 The compiler is the command in the environment variable CXX, else c++. `CXX= python sample.py ...` does without.
 """
@@ -111,18 +111,19 @@ def pointers(*tensors):
 
 def int8_linear(x, weight, scale, row_sum, bias):
     """
-    y = x W^T + b. x (n, in); weight (out, in) int8, whose row j is to be multiplied by scale[j] and has the sum
-    row_sum[j], int32; bias (out,) or None. Returns y (n, out).
+    y = x W^T + b. x (..., in); weight (out, in) int8, whose row j is to be multiplied by scale[j] and has the sum
+    row_sum[j], int32; bias (out,) or None. Returns y (..., out).
     """
-    n, n_in = x.shape
+    n_out, n_in = weight.shape
+    n = x.numel() // n_in
     floats = (x, scale) if bias is None else (x, scale, bias)
     if n > MAX_ROWS or n_in > 2 ** 16 or not ready(*floats):          # beyond 2^16, a sum may exceed 32 bits
         return None
-    if (weight.dtype, row_sum.dtype) != (torch.int8, torch.int32) or not weight.is_contiguous():
+    if weight.dtype != torch.int8 or row_sum.dtype != torch.int32 or not weight.is_contiguous() or x.size(-1) != n_in:
         return None
     quantized, scales = torch.empty(n, n_in, dtype=torch.int16), torch.empty(n)
-    y = torch.empty(n, len(weight))
-    load().int8_linear(*pointers(x, weight, scale, row_sum, bias, quantized, scales, y), n, n_in, len(weight))
+    y = torch.empty(*x.shape[:-1], n_out)
+    load().int8_linear(*pointers(x, weight, scale, row_sum, bias, quantized, scales, y), n, n_in, n_out)
     return y
 
 
@@ -135,7 +136,9 @@ def attend(heads, angles, keys, values, length):
     B, G, S, D = keys.shape
     H = heads.size(1) - 2 * G
     cos, sin = angles or (None, None)
-    if not ready(heads, keys, values, *(angles or ())):
+    if not ready(heads, keys, values, *(angles or ())) or not 0 < length <= S:
+        return None
+    if heads.shape != (B, H + 2 * G, D) or values.shape != keys.shape or cos is not None and 2 * cos.numel() != D:
         return None
     scores = torch.empty(B * H * length)
     y = torch.empty(B, H, D)
@@ -145,7 +148,7 @@ def attend(heads, angles, keys, values, length):
 
 def rms_norm(x, weight, eps):
     """y = weight x / sqrt(mean of x^2 + eps), the mean over the last dimension of x (..., C)."""
-    if not ready(x, weight):
+    if not ready(x, weight) or x.size(-1) != len(weight):
         return None
     y = torch.empty_like(x)
     load().rms_norm(*pointers(x, weight, y), x.numel() // len(weight), len(weight), eps)

@@ -12,8 +12,8 @@ SCRIPTS = {'train', 'sample', 'mlp_mnist', 'export', 'plot', 'bench'}
 LAYERS = ['nanogpt', 'onnx_file', 'pretrained', 'page', 'gguf_file', 'hf', 'families', 'tokenizer_files',
           'run_folder', 'checkpoint', 'chart', 'log', 'mirrors', 'parallel', 'accounting', 'updates', 'interrupt',
           'optim', 'evaluation', 'beam', 'sampling', 'inference', 'kernel', 'digits', 'data', 'pairs', 'bulk', 'corpus',
-          'bpe', 'preparation', 'documents', 'metadata', 'shards', 'tokenizer', 'unpickle', 'configurator', 'lock', 'files',
-          'js_regex', 'errors']
+          'bpe', 'preparation', 'documents', 'metadata', 'shards', 'tokenizer', 'unpickle', 'configurator', 'lock',
+          'files', 'js_regex', 'errors']
 
 CORE = {'torch', 'numpy', 'tiktoken', 'tqdm', 'regex'}     # tiktoken needs regex
 OPTIONAL = {'PIL', 'safetensors', 'huggingface_hub', 'wandb', 'datasets', 'gguf', 'xllamacpp', 'matplotlib',
