@@ -110,23 +110,24 @@ class FastRMSNorm(nn.Module):
 
 
 class FastAttention(nn.Module):
-    """CausalSelfAttention; for one new token, what happens between its matrices is one operation."""
+    """CausalSelfAttention; for one new token, what happens between its two matrices is one operation."""
 
     def __init__(self, attention):
         super().__init__()
         self.plain = attention
         c = attention.config
-        self.usual = (c.score, c.mask, c.qk_norm) == ('dot', 'causal', False)
+        self.usual = (c.score, c.mask) == ('dot', 'causal')
+        self.norms = (attention.q_norm.weight, attention.k_norm.weight) if c.qk_norm else ()
 
     def forward(self, x, angles=None, cache=None, layer=0):                     # (B, T, C)
-        if not (self.usual and x.size(1) == 1 and type(cache) is KVCache and cache.layers[layer]):
-            return self.plain(x, angles, cache, layer)
-        a = self.plain
-        heads = a.c_attn(x).view(len(x), -1, a.config.head_width)               # (B, H + 2G, D)
-        y = kernel.attend(heads, angles, *cache.layers[layer], cache.length)    # (B, H, D)
+        y = None
+        if self.usual and x.size(1) == 1 and type(cache) is KVCache and cache.layers[layer]:
+            c = self.plain.config
+            heads = self.plain.c_attn(x).view(len(x), -1, c.head_width)         # (B, H + 2G, D)
+            y = kernel.attend(heads, self.norms, c.eps, angles or (), *cache.layers[layer], cache.length)
         if y is None:
             return self.plain(x, angles, cache, layer)
-        return a.resid_dropout(a.c_proj(y.view(len(x), 1, -1)))
+        return self.plain.resid_dropout(self.plain.c_proj(y.view(len(x), 1, -1)))
 
 
 def use_kernel(model):
@@ -208,6 +209,6 @@ def prepare(model, dtype, int8=False, compile=False):
         cast_linear(model, dtype)
     if on_cpu:
         replace_linear(model, Int8Linear if int8 else SplitLinear)
-        if kernel.load():
+        if dtype == torch.float32 and kernel.load():
             use_kernel(model)
     return compile_decoding(model) if compile else model

@@ -1,8 +1,8 @@
-// What one more token costs on a CPU, where PyTorch's own operations take longer than they must: a few rows times an
-// 8-bit matrix, attention of one query over the cache, RMSNorm. inference.py calls them, and model.py says what they mean.
+// What one more token costs on a CPU, where PyTorch's own operations take longer than they must. model.py says what
+// these functions mean. kernel.py compiles this file, without PyTorch's headers, and calls them.
 //
-// The loops are plain: the compiler turns them into the widest instructions of the processor. kernel.py compiles this
-// file; it needs none of PyTorch's headers. All arrays are contiguous; their shapes are in brackets.
+// The loops are plain: the compiler turns them into the widest instructions of the processor. All arrays are
+// contiguous; their shapes are in brackets.
 
 #include <algorithm>
 #include <cmath>
@@ -13,7 +13,7 @@
 // ---------------------------------------------------------------------------- y = x W^T + b, W in 8 bits
 
 // x as integers from -127 to 127. Newer x86 processors multiply 8-bit integers four at a time, if one is unsigned:
-// x is stored plus 128 for them. Others multiply 16-bit integers in pairs.
+// for them, 128 is added. Others multiply 16-bit integers in pairs.
 #if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
 typedef uint8_t integer;
 static const int32_t OFFSET = 128;
@@ -50,7 +50,7 @@ template <int ROWS>
 static void multiply(const integer* q, const int8_t* w, int32_t* sum, int64_t n_in) {
     int32_t total[ROWS] = {};
     for (int64_t k = 0; k < n_in; k++)
-        for (int i = 0; i < ROWS; i++)                    // w[k] is converted once for all
+        for (int i = 0; i < ROWS; i++)                    // w[k] is read once for all
             total[i] += q[i * n_in + k] * w[k];
     std::copy(total, total + ROWS, sum);
 }
@@ -82,17 +82,28 @@ extern "C" void int8_linear(const float* x, const int8_t* w, const float* w_scal
     }
 }
 
-// ---------------------------------------------------------------------------- attention of one new token
+// ---------------------------------------------------------------------------- RMSNorm
 
 static float dot(const float* a, const float* b, int64_t n) {
     float sum = 0;
-    #pragma omp simd reduction(+ : sum)
+    #pragma omp simd reduction(+ : sum)                   // in any order
     for (int64_t i = 0; i < n; i++)
         sum += a[i] * b[i];
     return sum;
 }
 
-// y (D) = softmax(q K^T / sqrt(D)) V, for q (D) and the first `length` rows of K and V (S, D). scores: room for (length).
+// y = weight x / sqrt(mean of x^2 + eps), for each row of x (n, C); y may be x.
+extern "C" void rms_norm(const float* x, const float* weight, float* y, int64_t n, int64_t C, float eps) {
+    for (int64_t i = 0; i < n; i++, x += C, y += C) {
+        const float scale = 1 / std::sqrt(dot(x, x, C) / C + eps);
+        for (int64_t c = 0; c < C; c++)
+            y[c] = x[c] * scale * weight[c];
+    }
+}
+
+// ---------------------------------------------------------------------------- attention of one new token
+
+// y (D) = softmax(q K^T / sqrt(D)) V, for q (D) and the first `length` rows of K and V (S, D). scores (length): room.
 static void attend_head(const float* q, const float* keys, const float* values, float* scores, float* y,
                         int64_t length, int64_t D) {
     float largest = -std::numeric_limits<float>::infinity();
@@ -113,23 +124,30 @@ static void attend_head(const float* q, const float* keys, const float* values, 
         y[d] /= total;
 }
 
-// One new token in each of B texts. heads (B, H + 2 G, D): its queries, keys and values; the first two are rotated in
-// place by cos, sin (D / 2), unless those are null. Keys and values go to row length - 1 of the cache (B, G, S, D).
-// Each query sees all `length` rows: y (B, H, D). scores: room for (B, H, length).
-extern "C" void attend(float* heads, const float* cos, const float* sin, float* keys, float* values, float* scores,
-                       float* y, int64_t B, int64_t H, int64_t G, int64_t D, int64_t S, int64_t length) {
+// One new token in each of B texts. heads (B, H + 2 G, D) are its queries, keys and values. Queries and keys are
+// normalized with q_norm, k_norm (D) and eps, then rotated by cos, sin (D / 2), in place, unless those are null. Keys and
+// values go to row length - 1 of the cache (B, G, S, D). Each query sees `length` rows: y (B, H, D). scores is room for
+// (B, H, length).
+extern "C" void attend(float* heads, const float* q_norm, const float* k_norm, const float* cos, const float* sin,
+                       float* keys, float* values, float* scores, float* y,
+                       int64_t B, int64_t H, int64_t G, int64_t D, int64_t S, int64_t length, float eps) {
     for (int64_t b = 0; b < B; b++) {
         float* head = heads + b * (H + 2 * G) * D;
+        if (q_norm) {
+            rms_norm(head, q_norm, head, H, D, eps);
+            rms_norm(head + H * D, k_norm, head + H * D, G, D, eps);
+        }
         for (int64_t h = 0; cos && h < H + G; h++)
             for (int64_t i = 0; i < D / 2; i++) {
-                const float first = head[h * D + i], second = head[h * D + i + D / 2];
-                head[h * D + i] = first * cos[i] - second * sin[i];
-                head[h * D + i + D / 2] = first * sin[i] + second * cos[i];
+                float *first = head + h * D + i, *second = first + D / 2;
+                const float u = *first, v = *second;
+                *first = u * cos[i] - v * sin[i];
+                *second = u * sin[i] + v * cos[i];
             }
+        const int64_t row = (b * G * S + length - 1) * D;
         for (int64_t g = 0; g < G; g++) {
-            const int64_t row = ((b * G + g) * S + length - 1) * D;
-            std::copy_n(head + (H + g) * D, D, keys + row);
-            std::copy_n(head + (H + G + g) * D, D, values + row);
+            std::copy_n(head + (H + g) * D, D, keys + row + g * S * D);
+            std::copy_n(head + (H + G + g) * D, D, values + row + g * S * D);
         }
     }
 
@@ -139,16 +157,5 @@ extern "C" void attend(float* heads, const float* cos, const float* sin, float* 
         const int64_t group = (b * G + h / (H / G)) * S * D;
         attend_head(heads + (b * (H + 2 * G) + h) * D, keys + group, values + group, scores + i * length, y + i * D,
                     length, D);
-    }
-}
-
-// ---------------------------------------------------------------------------- RMSNorm
-
-// y = weight x / sqrt(mean of x^2 + eps), for each row of x (n, C).
-extern "C" void rms_norm(const float* x, const float* weight, float* y, int64_t n, int64_t C, float eps) {
-    for (int64_t i = 0; i < n; i++, x += C, y += C) {
-        const float scale = 1 / std::sqrt(dot(x, x, C) / C + eps);
-        for (int64_t c = 0; c < C; c++)
-            y[c] = x[c] * scale * weight[c];
     }
 }

@@ -88,7 +88,7 @@ def load():
         return None
     pointer, size = ctypes.c_void_p, ctypes.c_int64
     library.int8_linear.argtypes = [pointer] * 8 + [size] * 3
-    library.attend.argtypes = [pointer] * 7 + [size] * 6
+    library.attend.argtypes = [pointer] * 9 + [size] * 6 + [ctypes.c_float]
     library.rms_norm.argtypes = [pointer] * 3 + [size] * 2 + [ctypes.c_float]
     return library
 
@@ -121,28 +121,31 @@ def int8_linear(x, weight, scale, row_sum, bias):
         return None
     if weight.dtype != torch.int8 or row_sum.dtype != torch.int32 or not weight.is_contiguous() or x.size(-1) != n_in:
         return None
-    quantized, scales = torch.empty(n, n_in, dtype=torch.int16), torch.empty(n)
-    y = torch.empty(*x.shape[:-1], n_out)
+    quantized, scales = x.new_empty(n, n_in, dtype=torch.int16), x.new_empty(n)
+    y = x.new_empty(*x.shape[:-1], n_out)
     load().int8_linear(*pointers(x, weight, scale, row_sum, bias, quantized, scales, y), n, n_in, n_out)
     return y
 
 
-def attend(heads, angles, keys, values, length):
+def attend(heads, norms, eps, angles, keys, values, length):
     """
     Attention of one new token in each of B texts. heads (B, H + 2 G, D): its queries, keys and values, which may be
-    changed; angles: what rotates the first two, or None; keys, values (B, G, S, D): a cache, whose row length - 1 gets
-    those of the new token, which sees the first `length` rows. Returns (B, H, D).
+    changed; norms: weights (D,) of the RMSNorm of queries and of keys, with eps, or (); angles: cos and sin (1, D / 2),
+    which rotate queries and keys, or (); keys, values (B, G, S, D): a cache, whose row length - 1 gets those of the new
+    token, which sees the first `length` rows. Returns (B, H, D).
     """
     B, G, S, D = keys.shape
     H = heads.size(1) - 2 * G
+    if not ready(heads, keys, values, *norms, *angles) or not 0 < length <= S or D % 2:
+        return None
+    if heads.shape != (B, H + 2 * G, D) or values.shape != keys.shape or H % G:
+        return None
+    if any(w.numel() != D for w in norms) or any(a.numel() != D // 2 for a in angles):
+        return None
+    q_norm, k_norm = norms or (None, None)
     cos, sin = angles or (None, None)
-    if not ready(heads, keys, values, *(angles or ())) or not 0 < length <= S:
-        return None
-    if heads.shape != (B, H + 2 * G, D) or values.shape != keys.shape or cos is not None and 2 * cos.numel() != D:
-        return None
-    scores = torch.empty(B * H * length)
-    y = torch.empty(B, H, D)
-    load().attend(*pointers(heads, cos, sin, keys, values, scores, y), B, H, G, D, S, length)
+    scores, y = heads.new_empty(B, H, length), heads.new_empty(B, H, D)
+    load().attend(*pointers(heads, q_norm, k_norm, cos, sin, keys, values, scores, y), B, H, G, D, S, length, eps)
     return y
 
 
