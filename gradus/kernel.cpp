@@ -124,10 +124,10 @@ static void attend_head(const float* q, const float* keys, const float* values, 
         y[d] /= total;
 }
 
-// One new token in each of B texts. heads (B, H + 2 G, D) are its queries, keys and values. Queries and keys are
-// normalized with q_norm, k_norm (D) and eps, then rotated by cos, sin (D / 2), in place, unless those are null. Keys and
-// values go to row length - 1 of the cache (B, G, S, D). Each query sees `length` rows: y (B, H, D). scores is room for
-// (B, H, length).
+// One new token in each of B texts: heads (B, H + 2 G, D) are its queries, keys and values. Queries and keys are
+// normalized with q_norm, k_norm (D) and eps, then rotated by cos, sin (D / 2), in place, unless those are null. Keys
+// and values go to row length - 1 of the cache (B, G, S, D). Each query sees `length` rows: y (B, H, D). scores is room
+// for (B, H, length).
 extern "C" void attend(float* heads, const float* q_norm, const float* k_norm, const float* cos, const float* sin,
                        float* keys, float* values, float* scores, float* y,
                        int64_t B, int64_t H, int64_t G, int64_t D, int64_t S, int64_t length, float eps) {
