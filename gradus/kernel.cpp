@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <vector>
 
 // ---------------------------------------------------------------------------- y = x W^T + b, W in 8 bits
 
@@ -56,10 +57,15 @@ static void multiply(const integer* q, const int8_t* w, int32_t* sum, int64_t n_
 }
 
 // x (n, n_in), w (n_out, n_in), w_scale (n_out) and w_sum (n_out) of its rows, bias (n_out) or null -> y (n, n_out).
-// To the last bit what Int8Linear computes. q (n, n_in) and scale (n) are room for x as integers.
+// To the last bit what Int8Linear computes.
 extern "C" void int8_linear(const float* x, const int8_t* w, const float* w_scale, const int32_t* w_sum,
-                            const float* bias, integer* q, float* scale, float* y,
-                            int64_t n, int64_t n_in, int64_t n_out) {
+                            const float* bias, float* y, int64_t n, int64_t n_in, int64_t n_out) {
+    static thread_local std::vector<integer> integers;    // kept for the next call
+    static thread_local std::vector<float> scales;
+    integers.resize(n * n_in);
+    scales.resize(n);
+    integer* q = integers.data();                         // (n, n_in)
+    float* scale = scales.data();                         // (n)
     for (int64_t i = 0; i < n; i++)
         scale[i] = quantize(x + i * n_in, q + i * n_in, n_in);
 
@@ -103,9 +109,10 @@ extern "C" void rms_norm(const float* x, const float* weight, float* y, int64_t 
 
 // ---------------------------------------------------------------------------- attention of one new token
 
-// y (D) = softmax(q K^T / sqrt(D)) V, for q (D) and the first `length` rows of K and V (S, D). scores (length): room.
-static void attend_head(const float* q, const float* keys, const float* values, float* scores, float* y,
-                        int64_t length, int64_t D) {
+// y (D) = softmax(q K^T / sqrt(D)) V, for q (D) and the first `length` rows of K and V (S, D).
+static void attend_head(const float* q, const float* keys, const float* values, float* y, int64_t length, int64_t D) {
+    static thread_local std::vector<float> scores;
+    scores.resize(length);
     float largest = -std::numeric_limits<float>::infinity();
     for (int64_t s = 0; s < length; s++) {
         scores[s] = dot(q, keys + s * D, D) / std::sqrt(static_cast<float>(D));
@@ -126,10 +133,9 @@ static void attend_head(const float* q, const float* keys, const float* values, 
 
 // One new token in each of B texts: heads (B, H + 2 G, D) are its queries, keys and values. Queries and keys are
 // normalized with q_norm, k_norm (D) and eps, then rotated by cos, sin (D / 2), in place, unless those are null. Keys
-// and values go to row length - 1 of the cache (B, G, S, D). Each query sees `length` rows: y (B, H, D). scores is room
-// for (B, H, length).
+// and values go to row length - 1 of the cache (B, G, S, D). Each query sees `length` rows: y (B, H, D).
 extern "C" void attend(float* heads, const float* q_norm, const float* k_norm, const float* cos, const float* sin,
-                       float* keys, float* values, float* scores, float* y,
+                       float* keys, float* values, float* y,
                        int64_t B, int64_t H, int64_t G, int64_t D, int64_t S, int64_t length, float eps) {
     for (int64_t b = 0; b < B; b++) {
         float* head = heads + b * (H + 2 * G) * D;
@@ -155,7 +161,6 @@ extern "C" void attend(float* heads, const float* q_norm, const float* k_norm, c
     for (int64_t i = 0; i < B * H; i++) {
         const int64_t b = i / H, h = i % H;
         const int64_t group = (b * G + h / (H / G)) * S * D;
-        attend_head(heads + (b * (H + 2 * G) + h) * D, keys + group, values + group, scores + i * length, y + i * D,
-                    length, D);
+        attend_head(heads + (b * (H + 2 * G) + h) * D, keys + group, values + group, y + i * D, length, D);
     }
 }

@@ -87,8 +87,8 @@ def load():
     except (OSError, ValueError, subprocess.SubprocessError):
         return None
     pointer, size = ctypes.c_void_p, ctypes.c_int64
-    library.int8_linear.argtypes = [pointer] * 8 + [size] * 3
-    library.attend.argtypes = [pointer] * 9 + [size] * 6 + [ctypes.c_float]
+    library.int8_linear.argtypes = [pointer] * 6 + [size] * 3
+    library.attend.argtypes = [pointer] * 8 + [size] * 6 + [ctypes.c_float]
     library.rms_norm.argtypes = [pointer] * 3 + [size] * 2 + [ctypes.c_float]
     return library
 
@@ -102,7 +102,10 @@ def ready(*tensors):
     """Is the library there, and are all of the tensors what it can read?"""
     if torch.compiler.is_compiling() or load() is None:
         return False
-    return all(t.dtype == torch.float32 and t.is_cpu and t.is_contiguous() for t in tensors)
+    for t in tensors:
+        if t.dtype != torch.float32 or not t.is_cpu or not t.is_contiguous():
+            return False
+    return True
 
 
 def pointers(*tensors):
@@ -121,9 +124,8 @@ def int8_linear(x, weight, scale, row_sum, bias):
         return None
     if weight.dtype != torch.int8 or row_sum.dtype != torch.int32 or not weight.is_contiguous() or x.size(-1) != n_in:
         return None
-    quantized, scales = x.new_empty(n, n_in, dtype=torch.int16), x.new_empty(n)
     y = x.new_empty(*x.shape[:-1], n_out)
-    load().int8_linear(*pointers(x, weight, scale, row_sum, bias, quantized, scales, y), n, n_in, n_out)
+    load().int8_linear(*pointers(x, weight, scale, row_sum, bias, y), n, n_in, n_out)
     return y
 
 
@@ -144,15 +146,16 @@ def attend(heads, norms, eps, angles, keys, values, length):
         return None
     q_norm, k_norm = norms or (None, None)
     cos, sin = angles or (None, None)
-    scores, y = heads.new_empty(B, H, length), heads.new_empty(B, H, D)
-    load().attend(*pointers(heads, q_norm, k_norm, cos, sin, keys, values, scores, y), B, H, G, D, S, length, eps)
+    y = heads.new_empty(B, H, D)
+    load().attend(*pointers(heads, q_norm, k_norm, cos, sin, keys, values, y), B, H, G, D, S, length, eps)
     return y
 
 
 def rms_norm(x, weight, eps):
     """y = weight x / sqrt(mean of x^2 + eps), the mean over the last dimension of x (..., C)."""
-    if not ready(x, weight) or x.size(-1) != len(weight):
+    C = weight.numel()
+    if not ready(x, weight) or x.size(-1) != C:
         return None
     y = torch.empty_like(x)
-    load().rms_norm(*pointers(x, weight, y), x.numel() // len(weight), len(weight), eps)
+    load().rms_norm(*pointers(x, weight, y), x.numel() // C, C, eps)
     return y
