@@ -10,7 +10,7 @@ Compare Gradus with what it should beat: `python bench.py NAME ...` runs benchma
     python bench.py step-profile --config X             where the time of a training step goes
     python bench.py sampling --against NANOGPT          tokens/s of sampling, and seconds to the first token
     python bench.py startup                             seconds from the start of a script to its first result
-    python bench.py llama-cpp                           tokens/s of one stream, ours and llama.cpp's, 32 and 8 bits
+    python bench.py llama-cpp                           tokens/s of one stream and of a prompt, ours and llama.cpp's
     python bench.py packing                             how pairs of different length should share a batch
     python bench.py mnist                               the digit network and the book's algorithm in numpy
     python bench.py prepare                             tokens/s of data/prepare.py, and of tiktoken alone

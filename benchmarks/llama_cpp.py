@@ -1,8 +1,8 @@
 """
-Tokens per second of one greedy stream on the CPU, ours and llama.cpp's, interleaved, with the same weights and number
-of threads. The model is a GPT-2 with random weights, in 32 bits and in 8 (llama.cpp's Q8_0 has a scale for every 32
-weights, ours one for each row). The texts should start with the same tokens. With --model, it is a real model, which
-llama.cpp reads as it is, and we as float32 and in 8 bits.
+Tokens per second on the CPU, ours and llama.cpp's, interleaved, with the same weights and number of threads: of one
+greedy stream, and of a long prompt up to the first new token. The model is a GPT-2 with random weights, in 32 bits and
+in 8 (llama.cpp's Q8_0 has a scale for every 32 weights, ours one for each row). The texts should start with the same
+tokens. With --model, it is a real model, which llama.cpp reads as it is, and we as float32 and in 8 bits.
 
 Needs the packages gguf and xllamacpp: pip install gguf xllamacpp
 """
@@ -103,43 +103,59 @@ def common_prefix(a, b):
     return n
 
 
-def measure(theirs, ours, args):
-    """Tokens/s of both sides in each round, and how many tokens of the last round's texts agree."""
-    their_speeds, our_speeds = [], []
-    for n in range(args.rounds + 1):
-        their_seconds, their_ids = theirs.generate(PROMPT, args.tokens)
-        our_seconds, our_ids = ours.generate(PROMPT, args.tokens)
-        if n:                                         # the first round warms up
-            their_speeds.append(args.tokens / their_seconds)
-            our_speeds.append(args.tokens / our_seconds)
-    return their_speeds, our_speeds, common_prefix(their_ids, our_ids)
+def measure(theirs, ours, prompt, n, rounds):
+    """The seconds of both sides in each round, for n tokens after the prompt, and how many of them agree at the end."""
+    their_seconds, our_seconds = [], []
+    for round in range(rounds + 1):
+        their_time, their_ids = theirs.generate(prompt, n)
+        our_time, our_ids = ours.generate(prompt, n)
+        if round:                                     # the first round warms up
+            their_seconds.append(their_time)
+            our_seconds.append(our_time)
+    return their_seconds, our_seconds, common_prefix(their_ids, our_ids)
+
+
+def report_speed(name, tokens, seconds):
+    """One row: tokens/s of llama.cpp and of ours."""
+    speeds = [[tokens / s for s in side] for side in seconds]
+    report(name, *speeds, 'tokens/s', sides=('llama.cpp', 'ours'))
 
 
 def compare(size, bits, model, args, path=None):
-    """One row: llama.cpp and our model with these weights; path: a file that has them."""
+    """Two rows: llama.cpp and our model with these weights; path: a file that has them."""
+    n_prompt = min(args.prompt, model.config.block_size - 1)
+    long_prompt = torch.randint(model.config.vocab_size, (n_prompt,)).tolist()
     with tempfile.TemporaryDirectory() as tmp:
         if path is None:
             path = os.path.join(tmp, 'model.gguf')
             write(model, path, bits)
         theirs = LlamaCpp(path, model.config.block_size)
         try:
-            their_speeds, our_speeds, same = measure(theirs, Ours(model, bits), args)
+            ours = Ours(model, bits)
+            *seconds, same = measure(theirs, ours, PROMPT, args.tokens, args.rounds)
+            *seconds_reading, _ = measure(theirs, ours, long_prompt, 1, args.rounds)
         finally:
             theirs.process.terminate()
-    name = f'{size}, {bits} bits, first {same} of {args.tokens} greedy tokens identical'
-    report(name, their_speeds, our_speeds, 'tokens/s', sides=('llama.cpp', 'ours'))
+
+    name = f'{size}, {bits} bits'
+    report_speed(f'{name}, first {same} of {args.tokens} greedy tokens identical', args.tokens, seconds)
+    report_speed(f'{name}, prompt of {n_prompt}', n_prompt, seconds_reading)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--rounds', type=int, default=3, help='default: %(default)s')
     parser.add_argument('--tokens', type=int, default=128, help='default: %(default)s')
+    parser.add_argument('--prompt', type=int, default=512, help='tokens of the long prompt; default: %(default)s')
+    parser.add_argument('--threads', type=int, help="of both sides; default: torch's own number")
     parser.add_argument('--model', help='a .gguf file, such as a published model, instead of random weights')
     args = parser.parse_args()
     if not all(importlib.util.find_spec(name) for name in ('gguf', 'xllamacpp')):
         sys.exit('error: bench.py llama-cpp needs gguf and xllamacpp; pip install gguf xllamacpp')
 
     parallel.init('cpu', compile=False)
+    if args.threads:
+        torch.set_num_threads(args.threads)
     if args.model:
         model = pretrained.build(pretrained.load(args.model)).eval()
         model.crop_block_size(min(model.config.block_size, 1024))

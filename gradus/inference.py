@@ -6,6 +6,7 @@ them with one core, often against their order in memory:
 
     SplitLinear    each core gets its own part of every matrix: the same numbers, up to rounding
     Int8Linear     8 bits a weight instead of 32: a quarter of the memory traffic, slightly different numbers
+    FastAttention, FastRMSNorm    one operation of kernel.cpp instead of many: the same numbers, up to rounding
 
 For a small model, or on a GPU, launching a token's many operations costs more than the operations themselves:
 
@@ -19,6 +20,9 @@ from itertools import chain
 
 import torch
 import torch.nn as nn
+
+from gradus import kernel
+from model import CausalSelfAttention, KVCache
 
 
 class SplitLinear(nn.Module):
@@ -63,9 +67,13 @@ class Int8Linear(nn.Module):
         super().__init__()
         weight = linear.weight.detach()
         self.weight, self.scale = quantize_rows(weight)                         # (out, in), (out,)
+        self.row_sum = self.weight.sum(dim=1, dtype=torch.int32)                # (out,), for the kernel
         self.bias = linear.bias
 
     def forward(self, x):                                                       # (..., in)
+        y = kernel.int8_linear(x, self.weight, self.scale, self.row_sum, self.bias)
+        if y is not None:                             # the same numbers, faster
+            return y
         rows = x.flatten(0, -2)                                                 # (n, in)
         scale = rows.abs().amax(dim=1, keepdim=True).clamp_min(1e-30) / 127     # (n, 1)
         quantized = (rows / scale).round_().to(torch.int8)                      # (n, in)
@@ -85,6 +93,51 @@ def replace_linear(model, kind):
                 setattr(module, name, kind(child))
             elif isinstance(child, nn.Dropout):
                 setattr(module, name, nn.Identity())
+    return model
+
+
+class FastRMSNorm(nn.Module):
+    """RMSNorm in one pass instead of ten operations: the same numbers, up to rounding."""
+
+    def __init__(self, norm):
+        super().__init__()
+        self.norm = norm
+        self.weight = norm.weight
+
+    def forward(self, x):                                                       # (..., C)
+        y = kernel.rms_norm(x, self.weight, self.norm.eps)
+        return self.norm(x) if y is None else y
+
+
+class FastAttention(nn.Module):
+    """CausalSelfAttention; for one new token, what happens between its two matrices is one operation."""
+
+    def __init__(self, attention):
+        super().__init__()
+        self.plain = attention
+        c = attention.config
+        self.usual = (c.score, c.mask) == ('dot', 'causal')
+        self.norms = (attention.q_norm.weight, attention.k_norm.weight) if c.qk_norm else ()
+
+    def forward(self, x, angles=None, cache=None, layer=0):                     # (B, T, C)
+        y = None
+        if self.usual and x.size(1) == 1 and type(cache) is KVCache and cache.layers[layer]:
+            c = self.plain.config
+            heads = self.plain.c_attn(x).view(len(x), -1, c.head_width)         # (B, H + 2G, D)
+            y = kernel.attend(heads, self.norms, c.eps, angles or (), *cache.layers[layer], cache.length)
+        if y is None:
+            return self.plain(x, angles, cache, layer)
+        return self.plain.resid_dropout(self.plain.c_proj(y.view(len(x), 1, -1)))
+
+
+def use_kernel(model):
+    """Replace every RMSNorm and attention of a model on the CPU by those that use kernel.cpp."""
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.RMSNorm):
+                setattr(module, name, FastRMSNorm(child))
+            elif isinstance(child, CausalSelfAttention):
+                setattr(module, name, FastAttention(child))
     return model
 
 
@@ -156,4 +209,6 @@ def prepare(model, dtype, int8=False, compile=False):
         cast_linear(model, dtype)
     if on_cpu:
         replace_linear(model, Int8Linear if int8 else SplitLinear)
+        if dtype == torch.float32 and kernel.load():
+            use_kernel(model)
     return compile_decoding(model) if compile else model

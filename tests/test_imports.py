@@ -11,9 +11,9 @@ SCRIPTS = {'train', 'sample', 'mlp_mnist', 'export', 'plot', 'bench'}
 # The modules of gradus/, top first: a module may import those below it.
 LAYERS = ['nanogpt', 'onnx_file', 'pretrained', 'page', 'gguf_file', 'hf', 'families', 'tokenizer_files', 'run_folder',
           'checkpoint', 'chart', 'log', 'mirrors', 'parallel', 'forecast', 'memory', 'accounting', 'updates',
-          'interrupt', 'optim', 'evaluation', 'beam', 'sampling', 'inference', 'digits', 'data', 'pairs', 'bulk',
-          'corpus', 'bpe', 'preparation', 'documents', 'metadata', 'shards', 'tokenizer', 'unpickle', 'configurator',
-          'lock', 'files', 'js_regex', 'shapes', 'errors']
+          'interrupt', 'optim', 'evaluation', 'beam', 'sampling', 'inference', 'kernel', 'digits', 'data', 'pairs',
+          'bulk', 'corpus', 'bpe', 'preparation', 'documents', 'metadata', 'shards', 'tokenizer', 'unpickle',
+          'configurator', 'lock', 'files', 'js_regex', 'shapes', 'errors']
 
 CORE = {'torch', 'numpy', 'tiktoken', 'tqdm', 'regex'}     # tiktoken needs regex
 OPTIONAL = {'PIL', 'safetensors', 'huggingface_hub', 'wandb', 'datasets', 'gguf', 'xllamacpp', 'matplotlib',

@@ -1,0 +1,166 @@
+// What one more token costs on a CPU, where PyTorch's own operations take longer than they must. model.py says what
+// these functions mean. kernel.py compiles this file, without PyTorch's headers, and calls them.
+//
+// The loops are plain: the compiler turns them into the widest instructions of the processor. All arrays are
+// contiguous; their shapes are in brackets.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+// ---------------------------------------------------------------------------- y = x W^T + b, W in 8 bits
+
+// x as integers from -127 to 127. Newer x86 processors multiply 8-bit integers four at a time, if one is unsigned:
+// for them, 128 is added. Others multiply 16-bit integers in pairs.
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+typedef uint8_t integer;
+static const int32_t OFFSET = 128;
+#else
+typedef int16_t integer;
+static const int32_t OFFSET = 0;
+#endif
+
+// Write a row x (n_in) as integers q; return the scale that they are to be multiplied by.
+static float quantize(const float* x, integer* __restrict q, int64_t n_in) {
+    // The largest absolute value. Without their sign, floats are ordered as their bits are; infinity and NaN come last.
+    uint32_t largest = 0;
+    for (int64_t k = 0; k < n_in; k++) {
+        uint32_t bits;
+        std::memcpy(&bits, &x[k], sizeof bits);
+        largest = std::max(largest, bits & 0x7fffffff);
+    }
+    float size;
+    std::memcpy(&size, &largest, sizeof size);
+    if (!std::isfinite(size)) {
+        std::fill(q, q + n_in, 0);
+        return std::numeric_limits<float>::quiet_NaN();   // which makes the row of y NaN
+    }
+
+    // To the nearest integer, halves to the even one.
+    const float scale = std::max(size, 1e-30f) / 127;
+    for (int64_t k = 0; k < n_in; k++)
+        q[k] = static_cast<integer>(static_cast<int32_t>(std::rint(x[k] / scale)) + OFFSET);
+    return scale;
+}
+
+// The products of ROWS rows q (ROWS, n_in) with one row w (n_in), summed: sum (ROWS).
+template <int ROWS>
+static void multiply(const integer* q, const int8_t* w, int32_t* sum, int64_t n_in) {
+    int32_t total[ROWS] = {};
+    for (int64_t k = 0; k < n_in; k++)
+        for (int i = 0; i < ROWS; i++)                    // w[k] is read once for all
+            total[i] += q[i * n_in + k] * w[k];
+    std::copy(total, total + ROWS, sum);
+}
+
+// x (n, n_in), w (n_out, n_in), w_scale (n_out) and w_sum (n_out) of its rows, bias (n_out) or null -> y (n, n_out).
+// To the last bit what Int8Linear computes.
+extern "C" void int8_linear(const float* x, const int8_t* w, const float* w_scale, const int32_t* w_sum,
+                            const float* bias, float* y, int64_t n, int64_t n_in, int64_t n_out) {
+    static thread_local std::vector<integer> integers;    // kept for the next call
+    static thread_local std::vector<float> scales;
+    integers.resize(n * n_in);
+    scales.resize(n);
+    integer* q = integers.data();                         // (n, n_in)
+    float* scale = scales.data();                         // (n)
+    for (int64_t i = 0; i < n; i++)
+        scale[i] = quantize(x + i * n_in, q + i * n_in, n_in);
+
+    // Each core gets its own part of the rows of W, and reads it from front to back, which is how memory is fastest.
+    #pragma omp parallel for
+    for (int64_t j = 0; j < n_out; j++) {
+        for (int64_t i = 0, rows; i < n; i += rows) {
+            int32_t sum[4];
+            rows = n - i >= 4 ? 4 : 1;
+            if (rows == 4)
+                multiply<4>(q + i * n_in, w + j * n_in, sum, n_in);
+            else
+                multiply<1>(q + i * n_in, w + j * n_in, sum, n_in);
+
+            for (int64_t r = 0; r < rows; r++) {
+                const float product = static_cast<float>(sum[r] - OFFSET * w_sum[j]) * (scale[i + r] * w_scale[j]);
+                y[(i + r) * n_out + j] = bias ? product + bias[j] : product;
+            }
+        }
+    }
+}
+
+// ---------------------------------------------------------------------------- RMSNorm
+
+static float dot(const float* a, const float* b, int64_t n) {
+    float sum = 0;
+    #pragma omp simd reduction(+ : sum)                   // in any order
+    for (int64_t i = 0; i < n; i++)
+        sum += a[i] * b[i];
+    return sum;
+}
+
+// y = weight x / sqrt(mean of x^2 + eps), for each row of x (n, C); y may be x.
+extern "C" void rms_norm(const float* x, const float* weight, float* y, int64_t n, int64_t C, float eps) {
+    for (int64_t i = 0; i < n; i++, x += C, y += C) {
+        const float scale = 1 / std::sqrt(dot(x, x, C) / C + eps);
+        for (int64_t c = 0; c < C; c++)
+            y[c] = x[c] * scale * weight[c];
+    }
+}
+
+// ---------------------------------------------------------------------------- attention of one new token
+
+// y (D) = softmax(q K^T / sqrt(D)) V, for q (D) and the first `length` rows of K and V (S, D).
+static void attend_head(const float* q, const float* keys, const float* values, float* y, int64_t length, int64_t D) {
+    static thread_local std::vector<float> scores;
+    scores.resize(length);
+    float largest = -std::numeric_limits<float>::infinity();
+    for (int64_t s = 0; s < length; s++) {
+        scores[s] = dot(q, keys + s * D, D) / std::sqrt(static_cast<float>(D));
+        largest = std::max(largest, scores[s]);
+    }
+
+    float total = 0;
+    std::fill(y, y + D, 0.0f);
+    for (int64_t s = 0; s < length; s++) {
+        const float weight = std::exp(scores[s] - largest);
+        total += weight;
+        for (int64_t d = 0; d < D; d++)
+            y[d] += weight * values[s * D + d];
+    }
+    for (int64_t d = 0; d < D; d++)
+        y[d] /= total;
+}
+
+// One new token in each of B texts: heads (B, H + 2 G, D) are its queries, keys and values. Queries and keys are
+// normalized with q_norm, k_norm (D) and eps, then rotated by cos, sin (D / 2), in place, unless those are null. Keys
+// and values go to row length - 1 of the cache (B, G, S, D). Each query sees `length` rows: y (B, H, D).
+extern "C" void attend(float* heads, const float* q_norm, const float* k_norm, const float* cos, const float* sin,
+                       float* keys, float* values, float* y,
+                       int64_t B, int64_t H, int64_t G, int64_t D, int64_t S, int64_t length, float eps) {
+    for (int64_t b = 0; b < B; b++) {
+        float* head = heads + b * (H + 2 * G) * D;
+        if (q_norm) {
+            rms_norm(head, q_norm, head, H, D, eps);
+            rms_norm(head + H * D, k_norm, head + H * D, G, D, eps);
+        }
+        for (int64_t h = 0; cos && h < H + G; h++)
+            for (int64_t i = 0; i < D / 2; i++) {
+                float *first = head + h * D + i, *second = first + D / 2;
+                const float u = *first, v = *second;
+                *first = u * cos[i] - v * sin[i];
+                *second = u * sin[i] + v * cos[i];
+            }
+        const int64_t row = (b * G * S + length - 1) * D;
+        for (int64_t g = 0; g < G; g++) {
+            std::copy_n(head + (H + g) * D, D, keys + row + g * S * D);
+            std::copy_n(head + (H + G + g) * D, D, values + row + g * S * D);
+        }
+    }
+
+    #pragma omp parallel for if (B * H * length * D > 50000)    // to start the other cores costs time, too
+    for (int64_t i = 0; i < B * H; i++) {
+        const int64_t b = i / H, h = i % H;
+        const int64_t group = (b * G + h / (H / G)) * S * D;
+        attend_head(heads + (b * (H + 2 * G) + h) * D, keys + group, values + group, y + i * D, length, D);
+    }
+}

@@ -1,0 +1,161 @@
+"""
+The functions of kernel.cpp, compiled for this processor at their first use; the user's cache folder keeps the result.
+Each returns None where it cannot help: without a C++ compiler, in a program for torch.compile, or for tensors other
+than contiguous float32 on the CPU. Then the caller computes the same with PyTorch.
+
+The compiler is the command in the environment variable CXX, else c++. `CXX= python sample.py ...` does without.
+"""
+
+import ctypes
+import hashlib
+import os
+import platform
+import shlex
+import subprocess
+import tempfile
+from functools import lru_cache
+
+import torch
+
+SOURCE = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'kernel.cpp')
+CACHE = os.path.join(os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache'), 'gradus')
+
+# All instructions of this processor, but the same rounding as PyTorch: no product and sum in one (contract).
+COMPILE = ['-O3', '-std=c++17', '-ffp-contract=off', '-fno-math-errno', '-fno-trapping-math', '-fPIC']
+# The object is linked without an OpenMP library. It finds the one that PyTorch has loaded, and so shares its threads.
+LINK = ['-shared']
+if platform.system() == 'Darwin':
+    COMPILE += ['-mcpu=native' if platform.machine() == 'arm64' else '-march=native', '-Xclang', '-fopenmp']
+    LINK += ['-undefined', 'dynamic_lookup']
+else:
+    COMPILE += ['-march=native', '-fopenmp']
+
+
+# ---------------------------------------------------------------------------- the file
+
+def run(*arguments):
+    """Run the compiler; what it writes to stdout. Raises OSError, ValueError (CXX) or SubprocessError."""
+    command = shlex.split(os.environ.get('CXX', 'c++'))
+    if not command:
+        raise FileNotFoundError('CXX is empty')
+    return subprocess.run([*command, *arguments], stdin=subprocess.DEVNULL, capture_output=True, check=True,
+                          timeout=120).stdout
+
+
+def key():
+    """What the compiled file depends on: the source, the options, the compiler and this processor's instructions."""
+    with open(SOURCE, 'rb') as f:
+        source = f.read()
+    macros = run(*COMPILE, '-dM', '-E', '-x', 'c++', os.devnull)      # such as __VERSION__ and __AVX512VNNI__
+    return digest(source + macros + repr((COMPILE, LINK)).encode())
+
+
+def digest(content):
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def find(prefix):
+    """The path of the compiled file, whose name is the prefix and its own digest; None if there is none, or damaged."""
+    for name in os.listdir(CACHE):
+        if name.startswith(prefix):
+            path = os.path.join(CACHE, name)
+            with open(path, 'rb') as f:
+                if name == f'{prefix}{digest(f.read())}.so':
+                    return path
+    return None
+
+
+def build(prefix):
+    """Compile; returns the path. Several processes may do so at once: each renames a complete file of its own."""
+    with tempfile.TemporaryDirectory(dir=CACHE) as folder:
+        made = [os.path.join(folder, name) for name in ('kernel.o', 'kernel.so')]
+        run(*COMPILE, '-c', SOURCE, '-o', made[0])
+        run(*LINK, made[0], '-o', made[1])
+        with open(made[1], 'rb') as f:
+            path = os.path.join(CACHE, f'{prefix}{digest(f.read())}.so')
+        os.replace(made[1], path)
+    return path
+
+
+@lru_cache(maxsize=1)
+def load():
+    """The library that kernel.cpp becomes; None where it cannot be compiled, kept or loaded."""
+    try:
+        prefix = f'kernel-{key()}-'
+        os.makedirs(CACHE, exist_ok=True)
+        library = ctypes.CDLL(find(prefix) or build(prefix))
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return None
+    pointer, size = ctypes.c_void_p, ctypes.c_int64
+    library.int8_linear.argtypes = [pointer] * 6 + [size] * 3
+    library.attend.argtypes = [pointer] * 8 + [size] * 6 + [ctypes.c_float]
+    library.rms_norm.argtypes = [pointer] * 3 + [size] * 2 + [ctypes.c_float]
+    return library
+
+
+# ---------------------------------------------------------------------------- its functions
+
+MAX_ROWS = 16                                         # with more, PyTorch's product of matrices is faster
+
+
+def ready(*tensors):
+    """Is the library there, and are all of the tensors what it can read?"""
+    if torch.compiler.is_compiling() or load() is None:
+        return False
+    for t in tensors:
+        if t.dtype != torch.float32 or not t.is_cpu or not t.is_contiguous():
+            return False
+    return True
+
+
+def pointers(*tensors):
+    return [None if t is None else t.data_ptr() for t in tensors]
+
+
+def int8_linear(x, weight, scale, row_sum, bias):
+    """
+    y = x W^T + b. x (..., in); weight (out, in) int8, whose row j is to be multiplied by scale[j] and has the sum
+    row_sum[j], int32; bias (out,) or None. Returns y (..., out).
+    """
+    n_out, n_in = weight.shape
+    n = x.numel() // n_in
+    floats = (x, scale) if bias is None else (x, scale, bias)
+    if n > MAX_ROWS or n_in > 2 ** 16 or not ready(*floats):          # beyond 2^16, a sum may exceed 32 bits
+        return None
+    if weight.dtype != torch.int8 or row_sum.dtype != torch.int32 or not weight.is_contiguous() or x.size(-1) != n_in:
+        return None
+    y = x.new_empty(*x.shape[:-1], n_out)
+    load().int8_linear(*pointers(x, weight, scale, row_sum, bias, y), n, n_in, n_out)
+    return y
+
+
+def attend(heads, norms, eps, angles, keys, values, length):
+    """
+    Attention of one new token in each of B texts. heads (B, H + 2 G, D): its queries, keys and values, which may be
+    changed; norms: weights (D,) of the RMSNorm of queries and of keys, with eps, or (); angles: cos and sin (1, D / 2),
+    which rotate queries and keys, or (); keys, values (B, G, S, D): a cache, whose row length - 1 gets those of the new
+    token, which sees the first `length` rows. Returns (B, H, D).
+    """
+    B, G, S, D = keys.shape
+    H = heads.size(1) - 2 * G
+    if not ready(heads, keys, values, *norms, *angles) or not 0 < length <= S or D % 2:
+        return None
+    if heads.shape != (B, H + 2 * G, D) or values.shape != keys.shape or H % G:
+        return None
+    if any(w.numel() != D for w in norms) or any(a.numel() != D // 2 for a in angles):
+        return None
+    q_norm, k_norm = norms or (None, None)
+    cos, sin = angles or (None, None)
+    y = heads.new_empty(B, H, D)
+    load().attend(*pointers(heads, q_norm, k_norm, cos, sin, keys, values, y), B, H, G, D, S, length, eps)
+    return y
+
+
+def rms_norm(x, weight, eps):
+    """y = weight x / sqrt(mean of x^2 + eps), the mean over the last dimension of x (..., C)."""
+    C = weight.numel()
+    if not ready(x, weight) or x.size(-1) != C:
+        return None
+    y = torch.empty_like(x)
+    load().rms_norm(*pointers(x, weight, y), x.numel() // C, C, eps)
+    return y
