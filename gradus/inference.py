@@ -82,10 +82,22 @@ class Int8Linear(nn.Module):
         return y if self.bias is None else y + self.bias
 
 
+class Int8Embedding(nn.Module):
+    """The rows of an Int8Linear as vectors: the embedding of a model whose unembedding is the same matrix."""
+
+    def __init__(self, linear):
+        super().__init__()
+        self.linear = linear
+
+    def forward(self, idx):                                                     # (...)
+        return self.linear.weight[idx] * self.linear.scale[idx, None]           # (..., C)
+
+
 def replace_linear(model, kind):
     """
-    Replace every Linear of a model on the CPU by a `kind` (SplitLinear or Int8Linear) built from it. The model can no
-    longer be trained. Dropout, which does nothing in eval mode but costs more than a residual addition, is removed.
+    Replace every Linear of a GPT on the CPU by a `kind` (SplitLinear or Int8Linear) built from it; a matrix in 8 bits
+    that is the embedding, too, is kept only once. The model can no longer be trained. Dropout, which does nothing in
+    eval mode but costs more than a residual addition, is removed.
     """
     for module in list(model.modules()):
         for name, child in module.named_children():
@@ -93,6 +105,8 @@ def replace_linear(model, kind):
                 setattr(module, name, kind(child))
             elif isinstance(child, nn.Dropout):
                 setattr(module, name, nn.Identity())
+    if kind is Int8Linear and model.config.tie_weights:
+        model.transformer.wte = Int8Embedding(model.lm_head)
     return model
 
 
@@ -171,10 +185,15 @@ class FixedCache:
         return keys, values, mask[None]
 
 
+def device_of(model):
+    """Where a model is. Without parameters, because they have 8 bits, it is on the CPU."""
+    return next((p.device for p in model.parameters()), torch.device('cpu'))
+
+
 def compile_decoding(model):
     """Compile the step of a single token; on CUDA it becomes one CUDA graph. Prompts are still read eagerly."""
     forward = model.forward
-    device = next(model.parameters()).device
+    device = device_of(model)
     if device.type == 'cuda':                         # both options: no Python between two operations
         options = {'triton.cudagraphs': True}
     else:
@@ -204,7 +223,7 @@ def prepare(model, dtype, int8=False, compile=False):
     Make a model on its device fast at generating under autocast to `dtype`; int8: with 8-bit weights (CPU only);
     compile: with a compiled step. Returns the model, which can no longer be trained.
     """
-    on_cpu = next(model.parameters()).device.type == 'cpu'
+    on_cpu = device_of(model).type == 'cpu'
     if dtype != torch.float32 and not int8:
         cast_linear(model, dtype)
     if on_cpu:

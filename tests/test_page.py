@@ -45,7 +45,8 @@ console.log(JSON.stringify(results));
 
 
 def pack(model, dtype):
-    """A model as the engine reads it: header and base64 of the weights. int8: the matrices of each Linear."""
+    """A model as the engine reads it: header and base64 of the weights. int8: the matrices of each Linear,
+    and the embedding that is one of them."""
     data = b''
     tensors = {}
     for name, tensor in model.state_dict().items():
@@ -53,7 +54,8 @@ def pack(model, dtype):
         if dtype == 'f16':
             entry['dtype'] = 'f16'
             tensor = tensor.half()
-        if dtype == 'int8' and tensor.dim() == 2 and 'transformer.w' not in name:
+        whole = ('wpe',) if model.config.tie_weights else ('wpe', 'wte')
+        if dtype == 'int8' and tensor.dim() == 2 and not any(part in name for part in whole):
             linear = torch.nn.Linear(tensor.size(1), tensor.size(0), bias=False)
             linear.weight.data = tensor
             quantized = Int8Linear(linear)
@@ -190,11 +192,12 @@ def test_a_page_writes_what_sample_py_writes(config, tmp_path):
     assert found['header']['about'].startswith('iteration 5, best val loss 1.2, 0.0')
 
 
-def test_int8_is_our_int8(tmp_path):
-    model, path = written(tmp_path, dtype='int8', tie_weights=False)
-    exact = model.generate(torch.tensor([list(b'Hi')]), 100)[0, 2:].tolist()
-    int8 = replace_linear(model, Int8Linear).generate(torch.tensor([list(b'Hi')]), 100)[0, 2:].tolist()
-    assert opened(path, n=100)['tokens'] == int8
+@pytest.mark.parametrize('tie_weights', [True, False])
+def test_int8_is_our_int8(tie_weights, tmp_path):
+    model, path = written(tmp_path, dtype='int8', tie_weights=tie_weights, pos='rotary', n_layer=4)
+    exact = model.generate(torch.tensor([list(b'Hi')]), 200)[0, 2:].tolist()
+    int8 = replace_linear(model, Int8Linear).generate(torch.tensor([list(b'Hi')]), 200)[0, 2:].tolist()
+    assert opened(path, n=200)['tokens'] == int8
     assert int8 != exact
 
 
