@@ -11,12 +11,12 @@ seeds, twice).
 out_dir = 'out-shakespeare-char-cpu'
 device = 'cpu'
 eval_interval = 1000  # only at the start and at the end
-eval_iters = 20
+eval_iters = 10
 log_interval = 10
 
 dataset = 'shakespeare_char'
 data_order = 'shuffled'
-batch_size = 16
+batch_size = 20
 block_size = 64
 gradient_accumulation_steps = 1
 
@@ -24,7 +24,7 @@ gradient_accumulation_steps = 1
 n_layer = 2
 n_head = 4
 n_embd = 64
-n_inner = 256
+n_inner = 128
 
 # Qwen3's block
 pos = 'rotary'
@@ -35,12 +35,13 @@ tie_weights = False
 
 optimizer = 'muon'
 learning_rate = 3e-2
+beta1 = 0.8           # of AdamW, for embedding and unembedding
 weight_decay = 0.1
 grad_clip = 0.0       # the size of a Muon step does not depend on the gradient norm
 
 lr_schedule = 'linear'
 cooldown = 0.9
-max_iters = 310
+max_iters = 250
 lr_decay_iters = max_iters
 warmup_iters = 0
 min_lr = 0
