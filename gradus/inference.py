@@ -87,10 +87,11 @@ class Int8Embedding(nn.Module):
 
     def __init__(self, linear):
         super().__init__()
-        self.linear = linear
+        self.weight = linear.weight                                             # (V, C)
+        self.scale = linear.scale                                               # (V,)
 
     def forward(self, idx):                                                     # (...)
-        return self.linear.weight[idx] * self.linear.scale[idx, None]           # (..., C)
+        return self.weight[idx] * self.scale[idx, None]                         # (..., C)
 
 
 def replace_linear(model, kind):
@@ -185,15 +186,10 @@ class FixedCache:
         return keys, values, mask[None]
 
 
-def device_of(model):
-    """Where a model is. Without parameters, because they have 8 bits, it is on the CPU."""
-    return next((p.device for p in model.parameters()), torch.device('cpu'))
-
-
 def compile_decoding(model):
     """Compile the step of a single token; on CUDA it becomes one CUDA graph. Prompts are still read eagerly."""
     forward = model.forward
-    device = device_of(model)
+    device = model.transformer.wte.weight.device
     if device.type == 'cuda':                         # both options: no Python between two operations
         options = {'triton.cudagraphs': True}
     else:
@@ -223,7 +219,7 @@ def prepare(model, dtype, int8=False, compile=False):
     Make a model on its device fast at generating under autocast to `dtype`; int8: with 8-bit weights (CPU only);
     compile: with a compiled step. Returns the model, which can no longer be trained.
     """
-    on_cpu = device_of(model).type == 'cpu'
+    on_cpu = model.transformer.wte.weight.device.type == 'cpu'
     if dtype != torch.float32 and not int8:
         cast_linear(model, dtype)
     if on_cpu:

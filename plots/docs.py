@@ -32,7 +32,7 @@ RUNS = {
     'out-neurons': 'mlp_mnist.py --sizes=784-10 --cost=quadratic --epochs=3',
     'out-3b1b': 'mlp_mnist.py config/mnist_3b1b.py --epochs=3',
     'out-mnist': 'mlp_mnist.py',
-    'out-shakespeare-char-cpu': 'train.py config/shakespeare_char_cpu.py --sample_interval=50 --eval_interval=31',
+    'out-shakespeare-char-cpu': 'train.py config/shakespeare_char_cpu.py --sample_interval=50 --eval_interval=25',
     'out-what-if-base': 'train.py config/what_if/base.py',
     'out-what-if-no-mask': 'train.py config/what_if/no_mask.py',
 }

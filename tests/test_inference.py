@@ -117,6 +117,17 @@ def test_perplexity_in_8_bits_is_within_1_percent(place, capsys):
     assert abs(perplexity['int8'] / perplexity[''] - 1) < 0.01
 
 
+@pytest.mark.parametrize('tie_weights', [True, False])
+def test_sample_py_writes_in_8_bits(tie_weights, place, capsys):
+    """Also where the embedding is the unembedding, which then has 8 bits, too; and with several beams."""
+    train.main(settings(max_iters=2, tie_weights=tie_weights))
+    for beams in (1, 3):
+        capsys.readouterr()
+        sample.main(sample.SampleConfig(device='cpu', quantize='int8', num_samples=1, max_new_tokens=8, beams=beams,
+                                        temperature=1.0 if beams == 1 else 0.0, start='a'))
+        assert len(capsys.readouterr().out.strip()) > 1
+
+
 KINDS = {
     'gpt2': {},
     'vaswani': dict(pos='sinusoidal', mlp='relu'),
