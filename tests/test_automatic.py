@@ -139,6 +139,7 @@ time.sleep(100)
     pytest.param(signal.SIGTERM, 'importing', marks=pytest.mark.slow),
     pytest.param(signal.SIGTERM, 'imported', marks=pytest.mark.slow),
 ])
+@pytest.mark.slow
 def test_ctrl_c_during_preparation(number, moment):
     """A terminal sends it to the whole process group, `kill` to one process."""
     code, said = {signal.SIGINT: (130, 'interrupted\n'), signal.SIGTERM: (143, '')}[number]

@@ -141,6 +141,7 @@ SLOW = pytest.mark.slow
 
 @needs_a_shell
 @pytest.mark.parametrize('closed', ['<&- >&- 2>&-', *(pytest.param(c, marks=SLOW) for c in ('<&-', '>&-', '2>&-'))])
+@pytest.mark.slow
 def test_closed_streams(place, closed):
     flags = '--dataset=babble --device=cpu --n_layer=1 --n_head=1 --n_embd=8 --block_size=8 --batch_size=2 '
     flags += '--gradient_accumulation_steps=1 --max_iters=3 --lr_decay_iters=3 --warmup_iters=0 --eval_iters=1'

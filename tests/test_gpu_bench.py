@@ -111,6 +111,7 @@ def test_a_part_that_fails_is_one_line(here, nanogpt, capfd):
 
 # ---------------------------------------------------------------------------- what can go wrong
 
+@pytest.mark.slow
 def test_a_part_that_hangs_is_ended_with_all_that_it_started(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'bench.py').write_text(

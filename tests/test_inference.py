@@ -178,6 +178,7 @@ def programs(monkeypatch):
 
 
 @pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.slow
 def test_a_compiled_step_is_one_program_and_gives_the_same_text(kind, programs):
     model, idx = random_model(kind), torch.randint(23, (2, 5), generator=torch.Generator().manual_seed(1))
     compiled = compile_decoding(copy.deepcopy(model))

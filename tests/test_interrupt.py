@@ -55,6 +55,7 @@ def start(**kwargs):
     return subprocess.Popen([*TRAIN, *flags_of(**LONG)], text=True, **kwargs)
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away(place, whole):
     process = start(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     read_until(process.stdout, 'iter 20:')
@@ -69,6 +70,7 @@ def test_a_reader_that_goes_away(place, whole):
     assert_stopped_and_resumable(whole)
 
 
+@pytest.mark.slow
 def test_a_full_disk_behind_stdout(place, whole):
     with small_disk('small', 8192):
         with open('small/output.txt', 'w') as output:
@@ -91,6 +93,7 @@ def test_a_full_disk_from_the_start(place):
     assert not os.path.exists('out')
 
 
+@pytest.mark.slow
 def test_a_terminal_that_is_closed(place, whole):
     """The window is closed: SIGHUP comes, and everything printed fails."""
     import pty

@@ -211,6 +211,7 @@ def nielsens(sizes):
     return gzip.compress(b'\x80\x02' + python_2(tuple(parts)) + b'.', compresslevel=0)
 
 
+@pytest.mark.slow
 def test_prepare_takes_nielsens_file(mnist):
     """In the form of the real file; test_unpickle.py compares that form with Python 2's own."""
     Path('mnist.pkl.gz').write_bytes(nielsens((50_000, 10_000, 10_000)))

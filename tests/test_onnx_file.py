@@ -49,6 +49,7 @@ FAST = ('modern',)
 
 
 @pytest.mark.parametrize('kind', [pytest.param(k, marks=[] if k in FAST else [pytest.mark.slow]) for k in KINDS])
+@pytest.mark.slow
 def test_onnxruntime_has_our_logits(kind, onnxruntime, tmp_path):
     found, model = a_model(**KINDS[kind])
     path = str(tmp_path / 'model.onnx')

@@ -200,6 +200,7 @@ SCRIPTS = ['', 'shakespeare', 'shakespeare_char', 'python_stdlib', 'mnist']
 
 
 @pytest.mark.parametrize('script', SCRIPTS)
+@pytest.mark.slow
 def test_folders_that_cannot_be(script, inputs, run_here):
     script = os.path.join('data', script, 'prepare.py')
     Path('file').write_text('mine')
@@ -211,6 +212,7 @@ def test_folders_that_cannot_be(script, inputs, run_here):
 
 
 @pytest.mark.parametrize('script', SCRIPTS)
+@pytest.mark.slow
 def test_a_full_disk(script, inputs, run_here):
     """The disk is full, or only this process may write no more: for that, no room can be made."""
     script = os.path.join('data', script, 'prepare.py')

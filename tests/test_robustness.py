@@ -259,6 +259,7 @@ def test_other_data_gets_a_warning(place, capsys):
     ('sample.py', 'num_samples=10000000', 'num_samples'),
     pytest.param('mlp_mnist.py', 'sizes=784-900000-300-10', '--mini_batch_size or --sizes', marks=pytest.mark.slow),
 ])
+@pytest.mark.slow
 def test_too_little_memory_is_one_line(place, script, flag, lower):
     flags = {'train.py': flags_of(max_iters=2), 'sample.py': [], 'mlp_mnist.py': ['--n_train=200']}[script]
     if script == 'sample.py':
