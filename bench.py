@@ -8,7 +8,7 @@ Compare Gradus with what it should beat: `python bench.py NAME ...` runs benchma
     python bench.py plan config/X.py                    before a run starts: will it fit, how long will it take
     python bench.py step --config X --against NANOGPT   tokens/s and MFU of a training step, and of nanoGPT's
     python bench.py step-profile --config X             where the time of a training step goes
-    python bench.py sampling --against NANOGPT          tokens/s of sampling, and seconds to the first token
+    python bench.py sampling --against NANOGPT          tokens/s of sampling
     python bench.py startup                             seconds from the start of a script to its first result
     python bench.py llama-cpp                           tokens/s of one stream and of a prompt, ours and llama.cpp's
     python bench.py packing                             how pairs of different length should share a batch

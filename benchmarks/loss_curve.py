@@ -78,7 +78,7 @@ def main():
     parser.add_argument('--against', required=True, metavar='PATH',
                         help='a checkout of nanoGPT with data/shakespeare_char prepared')
     parser.add_argument('--config', default='config/shakespeare_char_cpu.py', help='default: %(default)s')
-    parser.add_argument('--eval_interval', type=int, default=31, help='of --config (default: %(default)s)')
+    parser.add_argument('--eval_interval', type=int, default=25, help='of --config (default: %(default)s)')
     parser.add_argument('--rounds', type=int, default=3, help='runs of each (default: %(default)s)')
     parser.add_argument('--out', default='loss-curve.svg', help='the picture (default: %(default)s)')
     args = parser.parse_args()

@@ -21,6 +21,7 @@ import train
 from benchmarks.paired import seconds_of
 from benchmarks.step import Ours
 from gradus import accounting, configurator, data, evaluation, memory, metadata, parallel, pretrained
+from gradus.accounting import n_params
 from gradus.errors import UserError
 from gradus.forecast import CERTAIN, GIB, available, in_gib, in_words
 from gradus.shards import file_names
@@ -126,12 +127,6 @@ def print_tokens(config, tokens, seconds_per_token=0):
     takes = f', {in_words(enough * seconds_per_token)}' if seconds_per_token else ''
     print(f'Chinchilla: {CHINCHILLA} tokens for each parameter are {in_short(enough)}{takes}; '
           f'this run has {in_short(tokens)}, {tokens / enough:,.2f} times as many')
-
-
-def n_params(config):
-    """How many weights; a tied matrix counts once."""
-    table = accounting.param_table(config)
-    return sum(table.values()) - (table['embedding'] if config.tie_weights else 0)
 
 
 def in_short(n):

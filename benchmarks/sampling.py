@@ -4,26 +4,21 @@ alternates with ours in one process. It measures:
 
     ten samples of a small model, and one stream of a 10.65M and of a 124M model: plain, compiled, in 8 bits, and both
     the share of the memory bandwidth that reading the weights takes, and the speed at 25 to 100% of a context
-    the time from the start of sample.py to its first token
 
-"compiled" is --compile=True, without the time to compile. 8 bits and the last two lines are measured on a CPU only. On
+"compiled" is --compile=True, without the time to compile. 8 bits and the last line are measured on a CPU only. On
 CUDA everything runs in bfloat16.
 """
 
 import argparse
 import copy
-import os
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
 from itertools import islice
 
 import torch
 
 from benchmarks.paired import SHAPES, checkout, load_nanogpt, report, seconds_of
-from gradus import checkpoint, inference, parallel
+from gradus import inference, parallel
 from gradus.sampling import Sampler
 from model import GPT, GPTConfig
 
@@ -106,8 +101,6 @@ def sampling(args, worker):
             report_bandwidth(n_params, statistics.median(speeds['ours']))
             for name in ('ours', 'int8'):
                 report_along_the_context(name, sides[name][1])
-    if on_cpu:
-        report_first_token(args.rounds)
 
 
 # ---------------------------------------------------------------------------- memory and context
@@ -142,33 +135,6 @@ def report_along_the_context(name, model):
     size = model.config.block_size
     speeds = [speed_at(model, end) for end in (size // 4, size // 2, 3 * size // 4, size)]
     print(f'{name}, tokens/s at 25, 50, 75, 100% of a context of {size}:', [round(speed, 1) for speed in speeds])
-
-
-# ---------------------------------------------------------------------------- first token
-
-def save_small_model(folder):
-    model = GPT(GPTConfig(**SMALL, bias=False))
-    tokenizer = dict(kind='char', chars=[chr(32 + i) for i in range(65)])
-    state = dict(model=model.state_dict(), model_args=vars(model.config), iter_num=0, tokenizer=tokenizer)
-    checkpoint.save(os.path.join(folder, 'ckpt.pt'), state)
-
-
-def report_first_token(rounds):
-    """Seconds of whole processes: sample.py making one token with a small model, and importing torch alone."""
-    def start_python(*arguments):
-        subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
-
-    importing, sampled = [], []
-    with tempfile.TemporaryDirectory() as tmp:
-        save_small_model(tmp)
-        settings = [f'--out_dir={tmp}', '--start=A', '--num_samples=1', '--max_new_tokens=1', '--device=cpu']
-        for _ in range(rounds + 1):
-            importing.append(seconds_of(start_python, '-c', 'import torch'))
-            sampled.append(seconds_of(start_python, 'sample.py', *settings))
-
-    base = statistics.median(importing[1:])           # the first round warms up
-    whole = statistics.median(sampled[1:])
-    print(f'start to first token: {whole:.2f} s; importing torch alone: {base:.2f} s; the rest: {whole - base:.2f} s')
 
 
 def main():

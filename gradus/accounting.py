@@ -62,6 +62,12 @@ def param_table(config):
     return {role: evaluate(formula, numbers) for role, (formula, _) in param_formulas(config).items()}
 
 
+def n_params(config):
+    """How many weights a GPT has; a tied matrix counts once, as in GPT.num_params."""
+    table = param_table(config)
+    return sum(table.values()) - (table['embedding'] if config.tie_weights else 0)
+
+
 def flops_per_token(model):
     """Forward and backward, T = block_size: 6 per weight and 12 L H D T for attention. PaLM paper, appendix B."""
     c = model.config

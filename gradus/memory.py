@@ -13,7 +13,7 @@ with what PyTorch keeps and allocates on the CPU: within 10%, mostly within 2%. 
 from collections import Counter
 from dataclasses import dataclass
 
-from gradus.accounting import param_table
+from gradus.accounting import n_params, param_table
 
 
 @dataclass
@@ -142,9 +142,7 @@ def step(config, batch_size, optimizer='adamw', width=4, device='cpu', compiled=
     c = config
     tokens = batch_size * c.block_size
     counts = param_table(c)
-    if c.tie_weights:
-        counts['embedding'] = 0
-    weights = 4 * sum(counts.values())
+    weights = 4 * n_params(c)
 
     # Blocks' matrices: Muon remembers one number for each, and autocast copies them.
     matrices = sum(counts[role] for role in ('Q', 'K', 'V', 'output', 'up', 'gate', 'down'))

@@ -159,7 +159,6 @@ def write_gpt(path, found, tokenizer, dtype='f32', earlier=()):
         tokenizer=spec_for_page(tokenizer),
         title=title_of(found.source),
         about=about_gpt(found, dtype, [found.weights.shapes[name] for name in entries]),
-        prompt='',
     )
     write(path, 'gpt.html', dict(
         style=source('style.css'),

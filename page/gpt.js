@@ -287,7 +287,6 @@ $('prompt').onkeydown = (event) => {
 async function main() {
   $('title').textContent = document.title = header.title;
   $('about').textContent = header.about;
-  $('prompt').value = header.prompt;
   $('timerow').hidden = header.models.length < 2;
   $('time').max = $('time').value = header.models.length - 1;
   $('when').textContent = header.models[header.models.length - 1].name;

@@ -45,7 +45,6 @@ const ACTIONS = {
     models = header.models.map(({tensors}) => new GPT({config: header.config, tensors}, buffer));
     model = models[models.length - 1];
     tokenizer = makeTokenizer(header.tokenizer);
-    return {vocabulary: tokenizer.nVocab};
   },
 
   /** Goes on with the model of another iteration. */

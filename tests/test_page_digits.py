@@ -16,7 +16,9 @@ from conftest import REPO, run_main
 import export
 import mlp_mnist
 from gradus import checkpoint, digits, page
+from gradus.errors import UserError
 from model import GPT, MLP, GPTConfig
+from plots.browser import chromium_path
 
 KINDS = {
     'nielsen': dict(sizes=[784, 30, 10]),
@@ -283,9 +285,10 @@ def test_a_gpt_keeps_its_own_page(place):
 
 def open_in_chromium(path, tmp_path, fragment):
     """The document after its scripts have run, without them, and what the console says."""
-    name = next((name for name in ('chromium', 'chromium-browser', 'google-chrome') if shutil.which(name)), None)
-    if name is None:
-        pytest.skip('Chromium is not installed')
+    try:
+        name = chromium_path()
+    except UserError as e:
+        pytest.skip(str(e))
     flags = ['--headless', '--no-sandbox', '--disable-gpu', '--no-first-run', '--disable-background-networking',
              '--disable-component-update', '--disable-sync', f'--user-data-dir={tmp_path / "profile"}',
              '--enable-logging=stderr', '--virtual-time-budget=5000', '--dump-dom']
