@@ -224,20 +224,23 @@ class CausalSelfAttention(nn.Module):
             self.q_norm = nn.RMSNorm(config.head_width, eps=config.eps)
             self.k_norm = nn.RMSNorm(config.head_width, eps=config.eps)
 
-    def forward(self, x, angles=None, cache=None, layer=0):
-        """(B, T, C) -> (B, T, C). angles: rotate q and k; cache: a `KVCache` in which this is layer `layer`."""
-        B, T, C = x.shape
+    def split(self, heads, angles=None):
+        """heads (B, T, H + 2G, D) -> queries (B, H, T, D), keys (B, G, T, D), both ready to be compared, and values."""
         c = self.config
-
-        # Queries, keys and values, split into heads.
-        heads = self.c_attn(x).view(B, T, -1, c.head_width).transpose(1, 2)     # (B, H + 2G, T, D)
-        q, k, v = heads.split((c.n_head, c.kv_heads, c.kv_heads), dim=1)        # (B, H, T, D), (B, G, T, D) twice
+        q, k, v = heads.transpose(1, 2).split((c.n_head, c.kv_heads, c.kv_heads), dim=1)
         if c.qk_norm:
             q = self.q_norm(q.type_as(self.q_norm.weight)).type_as(v)
             k = self.k_norm(k.type_as(self.k_norm.weight)).type_as(v)
         if angles is not None:
-            q = rotate(q, *angles)
-            k = rotate(k, *angles)
+            q, k = rotate(q, *angles), rotate(k, *angles)
+        return q, k, v
+
+    def forward(self, x, angles=None, cache=None, layer=0):
+        """(B, T, C) -> (B, T, C). angles: rotate q and k; cache: a `KVCache` in which this is layer `layer`."""
+        B, T, C = x.shape
+        c = self.config
+        heads = self.c_attn(x).view(B, T, -1, c.head_width)                     # (B, T, H + 2G, D)
+        q, k, v = self.split(heads, angles)                                     # (B, H, T, D), (B, G, T, D) twice
 
         mask = None
         if cache is not None:

@@ -186,7 +186,7 @@ def setup(cfg, worker, resume):
             progress = Progress.from_checkpoint(state)
 
     worker.require_same(cfg, data=dataset.fingerprint, iter_num=progress.iter_num)
-    if changes := parallel.changes(state.get('machine', {}), worker.environment(data=dataset.fingerprint)):
+    if changes := parallel.changes(state.get('machine', {}), worker.environment(model, dataset)):
         worker.print(f'warning: {ckpt_path} was written with {changes}: the run continues, but not bit for bit')
     return dataset, model, optimizer, scaler, progress
 
@@ -204,7 +204,7 @@ def build_model(cfg, worker, meta, resume=False):
         model = GPT(pretrained.config_of(cfg, pretrained.padded_vocab_size(meta['vocab_size'])))
     else:
         model = pretrained.start_from(cfg, meta)
-    return model.to(worker.device), state
+    return worker.place(model), state
 
 
 # ---------------------------------------------------------------------------- one step
@@ -325,7 +325,7 @@ def train(cfg, worker, interrupt, folder):
             if worker.is_main:
                 state = snapshot(cfg, model, dataset, progress)
                 state.update(optimizer=optimizer.state_dict(), scaler=scaler.state_dict(),
-                             machine=worker.environment(data=dataset.fingerprint))
+                             machine=worker.environment(model, dataset))
                 folder.save('ckpt.pt', state)
             worker.print(f'saved {ckpt_path}')
             saved_at = it

@@ -1,6 +1,7 @@
 """
 Our model and nanoGPT's in one process, from the same weights, on the same batches, alternating every 20 steps. The
-losses must agree.
+losses must agree. nanoGPT's CPU recipe does not compile; --compile=ours compiles our side, --compile=both both sides.
+The first steps, which wait for the compiler, are left out of the ratio.
 """
 
 import argparse
@@ -18,7 +19,7 @@ CHUNK = 20
 
 
 class Ours:
-    def __init__(self, cfg, worker, meta, tokens):
+    def __init__(self, args, cfg, worker, meta, tokens):
         self.cfg = cfg
         self.worker = worker
         self.tokens = tokens
@@ -26,27 +27,30 @@ class Ours:
         betas = (cfg.beta1, cfg.beta2)
         self.optimizer = optim.build(self.model, 'adamw', cfg.weight_decay, cfg.learning_rate, betas)
         self.scaler = torch.amp.GradScaler('cpu', enabled=False)
+        self.fast = torch.compile(self.model) if args.compile else self.model
 
     def step(self, n):
         """The loss of step n."""
-        loss, *_ = train.train_step(self.model, self.optimizer, self.scaler, self.tokens, n, self.cfg, self.worker)
+        loss, *_ = train.train_step(self.fast, self.optimizer, self.scaler, self.tokens, n, self.cfg, self.worker)
         return float(loss)
 
 
 class NanoGPT:
-    def __init__(self, nanogpt, ours):
-        """nanogpt: its model.py; ours: the side whose weights, batches and settings it takes."""
+    def __init__(self, args, ours):
+        """args.against: its checkout; ours: the side whose weights, batches and settings it takes."""
         self.cfg = cfg = ours.cfg
         self.tokens = ours.tokens
+        nanogpt = load_nanogpt(args.against)
         self.model = nanogpt.GPT(nanogpt.GPTConfig(**checkpoint.model_args(ours.model.config)))
         self.model.load_state_dict(ours.model.state_dict())
         betas = (cfg.beta1, cfg.beta2)
         self.optimizer = self.model.configure_optimizers(cfg.weight_decay, cfg.learning_rate, betas, 'cpu')
+        self.fast = torch.compile(self.model) if args.compile == 'both' else self.model
 
     def step(self, n):
         """The loss of step n, with the step that nanoGPT's train.py takes."""
         x, y = self.tokens.windows(self.tokens.batch_starts(self.cfg.seed, n, self.cfg.batch_size))
-        _, loss = self.model(x, y)
+        _, loss = self.fast(x, y)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.cfg.grad_clip)
         self.optimizer.step()
@@ -61,8 +65,8 @@ def build(args):
     folder = os.path.join('data', cfg.dataset)
     meta = metadata.read_meta(folder)
     tokens = data.Tokens(os.path.join(folder, 'train.bin'), meta['dtype'], meta['vocab_size'], cfg.block_size)
-    ours = Ours(cfg, worker, meta, tokens)
-    return ours, NanoGPT(load_nanogpt(args.against), ours)
+    ours = Ours(args, cfg, worker, meta, tokens)
+    return ours, NanoGPT(args, ours)
 
 
 def take_steps(side, steps):
@@ -114,6 +118,7 @@ def main():
     parser.add_argument('--against', required=True, metavar='PATH',
                         help='a checkout of nanoGPT with data/shakespeare_char prepared')
     parser.add_argument('--steps', type=int, default=2000, help='60 or more (default: %(default)s)')
+    parser.add_argument('--compile', choices=('ours', 'both'), help='default: neither side')
     args = parser.parse_args()
     args.against = checkout(args.against, here=['shakespeare_char'], there=['shakespeare_char'])
     same_steps(args)

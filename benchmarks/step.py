@@ -21,7 +21,7 @@ class Ours:
         self.cfg = cfg
         self.worker = worker
         self.tokens = tokens
-        self.model = GPT(config).to(worker.device)
+        self.model = worker.place(GPT(config))
         betas = (cfg.beta1, cfg.beta2)
         self.optimizer = optim.build(self.model, cfg.optimizer, cfg.weight_decay, cfg.learning_rate, betas,
                                      worker.dtype)

@@ -21,9 +21,9 @@ block_size = 256
 gradient_accumulation_steps = 1
 
 n_layer = 3
-n_head = 6
-n_embd = 96
-n_inner = 320
+n_head = 4
+n_embd = 112
+n_inner = 192
 
 # Qwen3's block
 pos = 'rotary'
@@ -39,7 +39,7 @@ grad_clip = 0.0       # the size of a Muon step does not depend on the gradient 
 
 lr_schedule = 'linear'
 cooldown = 0.7
-max_iters = 850
+max_iters = 1200
 lr_decay_iters = max_iters
 warmup_iters = 0
 min_lr = 0

@@ -1,5 +1,6 @@
-// What one more token costs on a CPU, where PyTorch's own operations take longer than they must. model.py says what
-// these functions mean. kernel.py compiles this file, without PyTorch's headers, and calls them.
+// Where PyTorch's own operations on a CPU take longer than they must: a step of training, and one more token of a
+// sample. model.py says what these functions mean. kernel.py compiles this file, without PyTorch's headers, and calls
+// them.
 //
 // The loops are plain: the compiler turns them into the widest instructions of the processor. All arrays are
 // contiguous; their shapes are in brackets.
@@ -10,6 +11,8 @@
 #include <cstring>
 #include <limits>
 #include <vector>
+
+static const int64_t PARALLEL = 50000;                    // numbers: with fewer, to start the other cores costs more
 
 // ---------------------------------------------------------------------------- y = x W^T + b, W in 8 bits
 
@@ -98,13 +101,156 @@ static float dot(const float* a, const float* b, int64_t n) {
     return sum;
 }
 
-// y = weight x / sqrt(mean of x^2 + eps), for each row of x (n, C); y may be x.
+// y = weight x / sqrt(mean of x^2 + eps), for one row x (C); y may be x.
+static void rms_norm_row(const float* x, const float* weight, float* y, int64_t C, float eps) {
+    const float scale = 1 / std::sqrt(dot(x, x, C) / C + eps);
+    for (int64_t c = 0; c < C; c++)
+        y[c] = x[c] * scale * weight[c];
+}
+
+// The same for each row of x (n, C).
 extern "C" void rms_norm(const float* x, const float* weight, float* y, int64_t n, int64_t C, float eps) {
-    for (int64_t i = 0; i < n; i++, x += C, y += C) {
-        const float scale = 1 / std::sqrt(dot(x, x, C) / C + eps);
-        for (int64_t c = 0; c < C; c++)
-            y[c] = x[c] * scale * weight[c];
+    #pragma omp parallel for if (n * C > PARALLEL)
+    for (int64_t i = 0; i < n; i++)
+        rms_norm_row(x + i * C, weight, y + i * C, C, eps);
+}
+
+// From the gradient dy of a row y (C) to that of x; what the row adds to the gradient of the weight goes to dweight.
+static void rms_norm_row_backward(const float* __restrict x, const float* __restrict weight, const float* __restrict dy,
+                                  float* __restrict dx, float* __restrict dweight, int64_t C, float eps) {
+    const float scale = 1 / std::sqrt(dot(x, x, C) / C + eps);
+    float sum = 0;
+    #pragma omp simd reduction(+ : sum)
+    for (int64_t c = 0; c < C; c++)
+        sum += dy[c] * weight[c] * x[c];
+    const float along = sum * scale * scale * scale / C;  // a longer x only changes the scale
+    for (int64_t c = 0; c < C; c++) {
+        dweight[c] += dy[c] * x[c] * scale;
+        dx[c] = dy[c] * weight[c] * scale - x[c] * along;
     }
+}
+
+// The same for each row of x (n, C), in as many parts as there are cores: dweight (parts, C) is to be summed.
+extern "C" void rms_norm_backward(const float* x, const float* weight, const float* dy, float* dx, float* dweight,
+                                  int64_t n, int64_t C, int64_t parts, float eps) {
+    #pragma omp parallel for
+    for (int64_t p = 0; p < parts; p++)
+        for (int64_t i = n * p / parts; i < n * (p + 1) / parts; i++)
+            rms_norm_row_backward(x + i * C, weight, dy + i * C, dx + i * C, dweight + p * C, C, eps);
+}
+
+// ---------------------------------------------------------------------------- queries, keys and values
+
+// Rotate the pairs (x[i], x[i + D/2]) of a row (D) by an angle, in place; with sign -1, back.
+static void rotate(float* x, const float* cos, const float* sin, int64_t D, float sign) {
+    float* __restrict first = x;
+    float* __restrict second = x + D / 2;
+    for (int64_t i = 0; i < D / 2; i++) {
+        const float u = first[i], v = second[i], s = sign * sin[i];
+        first[i] = u * cos[i] - v * s;
+        second[i] = u * s + v * cos[i];
+    }
+}
+
+// heads (n, H + 2 G, D) of n tokens, T in each text -> q (n, H, D), k and v (n, G, D). Queries and keys are normalized
+// with q_norm, k_norm (D) and eps, then rotated by cos, sin (T, D / 2), unless those are null.
+extern "C" void split_heads(const float* heads, const float* q_norm, const float* k_norm, const float* cos,
+                            const float* sin, float* q, float* k, float* v,
+                            int64_t n, int64_t T, int64_t H, int64_t G, int64_t D, float eps) {
+    #pragma omp parallel for if (n * H * D > PARALLEL)
+    for (int64_t i = 0; i < n; i++) {
+        const float* row = heads + i * (H + 2 * G) * D;
+        const int64_t angle = i % T * (D / 2);
+        for (int64_t h = 0; h < H + G; h++, row += D) {
+            float* y = h < H ? q + (i * H + h) * D : k + (i * G + h - H) * D;
+            if (q_norm)
+                rms_norm_row(row, h < H ? q_norm : k_norm, y, D, eps);
+            else
+                std::copy_n(row, D, y);
+            if (cos)
+                rotate(y, cos + angle, sin + angle, D, 1);
+        }
+        std::copy_n(row, G * D, v + i * G * D);
+    }
+}
+
+// From the gradients dq, dk, dv to that of heads; dq_norm and dk_norm (parts, D) are to be summed.
+extern "C" void split_heads_backward(const float* heads, const float* q_norm, const float* k_norm, const float* cos,
+                                     const float* sin, const float* dq, const float* dk, const float* dv,
+                                     float* dheads, float* dq_norm, float* dk_norm,
+                                     int64_t n, int64_t T, int64_t H, int64_t G, int64_t D, int64_t parts, float eps) {
+    #pragma omp parallel for
+    for (int64_t p = 0; p < parts; p++) {
+        std::vector<float> dy(D);
+        for (int64_t i = n * p / parts; i < n * (p + 1) / parts; i++) {
+            const int64_t start = i * (H + 2 * G) * D, angle = i % T * (D / 2);
+            const float* row = heads + start;
+            float* drow = dheads + start;
+            for (int64_t h = 0; h < H + G; h++, row += D, drow += D) {
+                std::copy_n(h < H ? dq + (i * H + h) * D : dk + (i * G + h - H) * D, D, dy.data());
+                if (cos)
+                    rotate(dy.data(), cos + angle, sin + angle, D, -1);
+                if (q_norm)
+                    rms_norm_row_backward(row, h < H ? q_norm : k_norm, dy.data(), drow,
+                                          (h < H ? dq_norm : dk_norm) + p * D, D, eps);
+                else
+                    std::copy_n(dy.data(), D, drow);
+            }
+            std::copy_n(dv + i * G * D, G * D, drow);
+        }
+    }
+}
+
+// ---------------------------------------------------------------------------- SwiGLU
+
+// 1 / (1 + e^-x). e^-x = 2^n e^r, with a whole n and |r| at most ln(2) / 2, where a polynomial gives e^r: Cephes, expf.
+static float sigmoid(float x) {
+    const float power = std::min(std::max(-x, -87.0f), 88.0f);
+    const float n = std::rint(power * 1.44269504f);
+    const float r = power - n * 0.693359375f + n * 2.12194440e-4f;                // ln(2), in two parts
+    float e = 1.9875691500e-4f;
+    e = e * r + 1.3981999507e-3f;
+    e = e * r + 8.3334519073e-3f;
+    e = e * r + 4.1665795894e-2f;
+    e = e * r + 1.6666665459e-1f;
+    e = e * r + 5.0000001201e-1f;
+    e = e * r * r + r + 1;
+    const uint32_t exponent = static_cast<uint32_t>(static_cast<int32_t>(n) + 127) << 23;
+    float two_to_n;
+    std::memcpy(&two_to_n, &exponent, sizeof two_to_n);
+    return 1 / (1 + e * two_to_n);
+}
+
+// y = silu(gate) up, for n numbers; silu(x) = x sigmoid(x).
+static void swiglu_part(const float* __restrict gate, const float* __restrict up, float* __restrict y, int64_t n) {
+    for (int64_t i = 0; i < n; i++)
+        y[i] = gate[i] * sigmoid(gate[i]) * up[i];
+}
+
+// From the gradient dy to those of gate and up.
+static void swiglu_part_backward(const float* __restrict gate, const float* __restrict up, const float* __restrict dy,
+                                 float* __restrict dgate, float* __restrict dup, int64_t n) {
+    for (int64_t i = 0; i < n; i++) {
+        const float s = sigmoid(gate[i]);
+        dgate[i] = dy[i] * up[i] * s * (1 + gate[i] * (1 - s));
+        dup[i] = dy[i] * gate[i] * s;
+    }
+}
+
+// The same, in parts that the cores share.
+static const int64_t PART = 4096;
+
+extern "C" void swiglu(const float* gate, const float* up, float* y, int64_t n) {
+    #pragma omp parallel for if (n > PARALLEL)
+    for (int64_t i = 0; i < n; i += PART)
+        swiglu_part(gate + i, up + i, y + i, std::min(PART, n - i));
+}
+
+extern "C" void swiglu_backward(const float* gate, const float* up, const float* dy, float* dgate, float* dup,
+                                int64_t n) {
+    #pragma omp parallel for if (n > PARALLEL)
+    for (int64_t i = 0; i < n; i += PART)
+        swiglu_part_backward(gate + i, up + i, dy + i, dgate + i, dup + i, std::min(PART, n - i));
 }
 
 // ---------------------------------------------------------------------------- attention of one new token
@@ -144,12 +290,7 @@ extern "C" void attend(float* heads, const float* q_norm, const float* k_norm, c
             rms_norm(head + H * D, k_norm, head + H * D, G, D, eps);
         }
         for (int64_t h = 0; cos && h < H + G; h++)
-            for (int64_t i = 0; i < D / 2; i++) {
-                float *first = head + h * D + i, *second = first + D / 2;
-                const float u = *first, v = *second;
-                *first = u * cos[i] - v * sin[i];
-                *second = u * sin[i] + v * cos[i];
-            }
+            rotate(head + h * D, cos, sin, D, 1);
         const int64_t row = (b * G * S + length - 1) * D;
         for (int64_t g = 0; g < G; g++) {
             std::copy_n(head + (H + g) * D, D, keys + row + g * S * D);
@@ -157,7 +298,7 @@ extern "C" void attend(float* heads, const float* q_norm, const float* k_norm, c
         }
     }
 
-    #pragma omp parallel for if (B * H * length * D > 50000)    // to start the other cores costs time, too
+    #pragma omp parallel for if (B * H * length * D > PARALLEL)
     for (int64_t i = 0; i < B * H; i++) {
         const int64_t b = i / H, h = i % H;
         const int64_t group = (b * G + h / (H / G)) * S * D;

@@ -7,7 +7,8 @@ What a training step needs of memory, by formula: nothing is allocated to find o
 
 They are not all there at the same time. `Step.peak` is the largest sum that is: where the loss is differentiated
 (activations and logits), where the first layer is (all gradients), or in the optimizer. tests/test_memory.py compares
-with what PyTorch keeps and allocates on the CPU: within 10%, mostly within 2%. On CUDA this has not been measured.
+with what PyTorch keeps and allocates on a CPU with a C++ compiler: within 10%, mostly within 2%. On CUDA this has not
+been measured.
 """
 
 from collections import Counter
@@ -55,32 +56,32 @@ def saved_by_block(config, width, device='cpu', compiled=False):
     q_size = c.n_head * c.head_width                                            # H D
     k_size = c.kv_heads * c.head_width                                          # G D
     eager_16 = width < 4 and not compiled             # autocast makes a 16-bit copy for each matmul
-    fused = compiled or device != 'cpu'               # one kernel for rmsnorm
+    in_kernel = device == 'cpu' and width == 4 and not compiled       # fused.py's operations, which keep their inputs
 
     # What each norm reads, and what it hands to the matrices behind it.
-    saved = 2 * (_saved_by_norm(c, 4 if c.residual else width, fused) + width * c.n_embd)
+    saved = 2 * (_saved_by_norm(c, 4 if c.residual else width, device, compiled) + width * c.n_embd)
 
     # Queries and keys with their norms.
-    if c.qk_norm:
+    if c.qk_norm and not in_kernel:
         saved += 4 * (c.n_head + c.kv_heads)          # 1 / rms
-        if not fused:
-            saved += 4 * (q_size + k_size)            # normalized, before the weight
         if eager_16:
             saved += 4 * (q_size + k_size)            # norms compute in float32
+        if eager_16 and device == 'cpu':
+            saved += 4 * (q_size + k_size)            # normalized, before the weight
 
     # Attention: its output, then what it reads.
     saved += width * q_size
     if _fast_attention(c, device):
         saved += width * (q_size + 2 * k_size) + 4 * c.n_head
         if c.qk_norm or c.pos == 'rotary':            # queries and keys are new tensors, not views of c_attn's output
-            saved += width * (q_size + k_size)
-            if device == 'cpu':
+            saved += width * (q_size + k_size * (2 if in_kernel else 1))        # there, values are, too
+            if device == 'cpu' and not in_kernel:
                 saved += width * q_size               # the output once more, its heads side by side
     else:
         saved += _saved_by_scores(c, width, device)
 
     # Feed-forward: before and after the activation function, and the gate's product.
-    arrays = {'gelu': 2, 'gelu_tanh': 2, 'relu': 1, 'sigmoid': 1, 'swiglu': 3 if compiled else 4}[c.mlp]
+    arrays = {'gelu': 2, 'gelu_tanh': 2, 'relu': 1, 'sigmoid': 1, 'swiglu': 3 if compiled or in_kernel else 4}[c.mlp]
     saved += width * c.hidden * arrays
     if c.mlp == 'swiglu' and eager_16:
         saved += width * c.n_embd                     # the input of the second matrix
@@ -88,12 +89,12 @@ def saved_by_block(config, width, device='cpu', compiled=False):
     return saved + 2 * _saved_by_dropout(c, width, device)
 
 
-def _saved_by_norm(c, stream, fused):
+def _saved_by_norm(c, stream, device, compiled):
     """Its input, of `stream` bytes a number, and mean or size of each vector."""
     if c.norm == 'layernorm':
         return stream * c.n_embd + 8
     if c.norm == 'rmsnorm':
-        return stream * c.n_embd + 4 + (0 if fused else 4 * c.n_embd)
+        return stream * c.n_embd + (0 if device == 'cpu' and not compiled else 4)
     return 0
 
 
@@ -121,7 +122,8 @@ def _saved_by_scores(c, width, device):
             saved += 4 * c.n_head * c.block_size      # there, softmax is float32
     if c.score == 'squared':
         saved += width * 2 * q_size
-    if c.qk_norm and width == 4 or c.score == 'squared':
+    keeps_input = c.qk_norm or c.pos == 'rotary' and device == 'cpu'
+    if keeps_input and width == 4 or c.score == 'squared':
         saved += width * (q_size + 2 * c.kv_heads * c.head_width)               # c_attn's output
     return saved
 
@@ -129,8 +131,7 @@ def _saved_by_scores(c, width, device):
 def saved_outside_blocks(config, width, device='cpu', compiled=False):
     """The same of what is not in a block, without logits: ids and targets, the last norm and what it hands on."""
     c = config
-    fused = compiled or device != 'cpu'
-    return 16 + _saved_by_norm(c, 4, fused) + width * c.n_embd + _saved_by_dropout(c, 4, device)
+    return 16 + _saved_by_norm(c, 4, device, compiled) + width * c.n_embd + _saved_by_dropout(c, 4, device)
 
 
 def step(config, batch_size, optimizer='adamw', width=4, device='cpu', compiled=False, accumulate=False, ddp=False):

