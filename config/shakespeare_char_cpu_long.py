@@ -1,11 +1,11 @@
 """
-Character-level tiny Shakespeare in a minute and a half without a GPU: less time than nanoGPT's CPU recipe takes to
-reach a loss of 1.90.
+Character-level tiny Shakespeare in one and a half to two and a half minutes without a GPU: about as long as nanoGPT's
+CPU recipe takes to reach a loss of 1.90.
 
     python train.py config/shakespeare_char_cpu_long.py
 
-On two cores of an AMD EPYC (Zen 4): 62 to 89 s from start to exit, loss 1.52 to 1.55 over the whole val split (three
-seeds, twice).
+On two slow cores (AMD EPYC, AVX2), where nanoGPT took 158 and 154 s: 159 and 144 s from start to exit, loss 1.498 and
+1.518 over the whole val split (two seeds).
 """
 
 out_dir = 'out-shakespeare-char-cpu-long'
