@@ -1,7 +1,7 @@
 """
 Our model and nanoGPT's in one process, from the same weights, on the same batches, alternating every 20 steps. The
-losses must agree. nanoGPT's CPU recipe does not compile; --compile=ours compiles our side, --compile=both both sides.
-The first steps, which wait for the compiler, are left out of the ratio.
+losses must agree. nanoGPT's CPU recipe does not compile; --compile=ours compiles our side, --compile=both compiles
+both. The first steps, which wait for the compiler, are left out of the ratio.
 """
 
 import argparse
@@ -19,7 +19,7 @@ CHUNK = 20
 
 
 class Ours:
-    def __init__(self, args, cfg, worker, meta, tokens):
+    def __init__(self, cfg, worker, meta, tokens):
         self.cfg = cfg
         self.worker = worker
         self.tokens = tokens
@@ -27,7 +27,7 @@ class Ours:
         betas = (cfg.beta1, cfg.beta2)
         self.optimizer = optim.build(self.model, 'adamw', cfg.weight_decay, cfg.learning_rate, betas)
         self.scaler = torch.amp.GradScaler('cpu', enabled=False)
-        self.fast = torch.compile(self.model) if args.compile else self.model
+        self.fast = torch.compile(self.model) if worker.compile else self.model
 
     def step(self, n):
         """The loss of step n."""
@@ -36,16 +36,15 @@ class Ours:
 
 
 class NanoGPT:
-    def __init__(self, args, ours):
-        """args.against: its checkout; ours: the side whose weights, batches and settings it takes."""
+    def __init__(self, nanogpt, ours, compile):
+        """nanogpt: its model.py; ours: the side whose weights, batches and settings it takes."""
         self.cfg = cfg = ours.cfg
         self.tokens = ours.tokens
-        nanogpt = load_nanogpt(args.against)
         self.model = nanogpt.GPT(nanogpt.GPTConfig(**checkpoint.model_args(ours.model.config)))
         self.model.load_state_dict(ours.model.state_dict())
         betas = (cfg.beta1, cfg.beta2)
         self.optimizer = self.model.configure_optimizers(cfg.weight_decay, cfg.learning_rate, betas, 'cpu')
-        self.fast = torch.compile(self.model) if args.compile == 'both' else self.model
+        self.fast = torch.compile(self.model) if compile else self.model
 
     def step(self, n):
         """The loss of step n, with the step that nanoGPT's train.py takes."""
@@ -61,12 +60,12 @@ class NanoGPT:
 def build(args):
     """Both sides, ready for step 0."""
     cfg = configurator.load(train.TrainConfig, CPU_RECIPE)
-    worker = parallel.init('cpu')
+    worker = parallel.init('cpu', compile=bool(args.compile))
     folder = os.path.join('data', cfg.dataset)
     meta = metadata.read_meta(folder)
     tokens = data.Tokens(os.path.join(folder, 'train.bin'), meta['dtype'], meta['vocab_size'], cfg.block_size)
-    ours = Ours(args, cfg, worker, meta, tokens)
-    return ours, NanoGPT(args, ours)
+    ours = Ours(cfg, worker, meta, tokens)
+    return ours, NanoGPT(load_nanogpt(args.against), ours, compile=args.compile == 'both')
 
 
 def take_steps(side, steps):

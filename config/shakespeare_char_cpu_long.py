@@ -1,6 +1,6 @@
 """
-Character-level tiny Shakespeare in one and a half to two and a half minutes without a GPU: about as long as nanoGPT's
-CPU recipe takes to reach a loss of 1.90.
+Character-level tiny Shakespeare without a GPU, in about the time that nanoGPT's CPU recipe takes to reach a loss of
+1.90.
 
     python train.py config/shakespeare_char_cpu_long.py
 

@@ -14,11 +14,6 @@ from gradus import kernel
 from model import CausalSelfAttention, FeedForward
 
 
-def parts_of(weight):
-    """Zeros (cores, n): each core sums its own part of the gradient of a weight (n,)."""
-    return weight.new_zeros(torch.get_num_threads(), weight.numel())
-
-
 class RMSNorm(torch.autograd.Function):
     """y = weight x / sqrt(mean of x^2 + eps), for x (..., C), weight (C,). Zhang & Sennrich 2019, equation 4."""
 
@@ -26,10 +21,7 @@ class RMSNorm(torch.autograd.Function):
     def forward(ctx, x, weight, eps):
         ctx.save_for_backward(x, weight)
         ctx.eps = eps
-        C = weight.numel()
-        y = torch.empty_like(x)
-        kernel.load().rms_norm(*kernel.pointers(x, weight, y), x.numel() // C, C, eps)
-        return y
+        return kernel.rms_norm(x, weight, eps)
 
     @staticmethod
     @once_differentiable
@@ -38,7 +30,7 @@ class RMSNorm(torch.autograd.Function):
         C = weight.numel()
         dy = dy.contiguous()
         dx = torch.empty_like(x)
-        dweight = parts_of(weight)
+        dweight = weight.new_zeros(torch.get_num_threads(), C)                  # each core sums its own part
         kernel.load().rms_norm_backward(*kernel.pointers(x, weight, dy, dx, dweight), x.numel() // C, C, len(dweight),
                                         ctx.eps)
         return dx, dweight.sum(dim=0), None
@@ -69,11 +61,11 @@ class SplitHeads(torch.autograd.Function):
         heads, q_norm, k_norm, cos, sin = ctx.saved_tensors
         dq, dk, dv = [d.transpose(1, 2).contiguous() for d in (dq, dk, dv)]     # (B, T, H or G, D)
         dheads = torch.empty_like(heads)
-        dq_norm, dk_norm = [None if w is None else parts_of(w) for w in (q_norm, k_norm)]
+        dnorms = heads.new_zeros(2, torch.get_num_threads(), heads.size(-1))    # (2, cores, D), of q_norm and k_norm
         kernel.load().split_heads_backward(
-            *kernel.pointers(heads, q_norm, k_norm, cos, sin, dq, dk, dv, dheads, dq_norm, dk_norm),
-            *ctx.sizes, torch.get_num_threads(), ctx.eps)
-        dnorms = [None if d is None else d.sum(dim=0) for d in (dq_norm, dk_norm)]
+            *kernel.pointers(heads, q_norm, k_norm, cos, sin, dq, dk, dv, dheads, *dnorms),
+            *ctx.sizes, dnorms.size(1), ctx.eps)
+        dnorms = dnorms.sum(dim=1) if q_norm is not None else (None, None)
         return dheads, *dnorms, None, None, None, None
 
 
@@ -122,7 +114,7 @@ class FusedFeedForward(FeedForward):                                            
         return self.dropout(self.c_proj(h))
 
 
-def fused(module):
+def fused_class(module):
     """The class that computes what this module does with kernel.cpp; its own class if there is none."""
     kind = type(module)
     if kind is nn.RMSNorm:
@@ -138,7 +130,7 @@ def use(model):
     """Let a model on the CPU compute with kernel.cpp. Names and weights stay, so that checkpoints do not change."""
     if model.lm_head.weight.is_cpu:
         for module in model.modules():
-            module.__class__ = fused(module)
+            module.__class__ = fused_class(module)
     return model
 
 

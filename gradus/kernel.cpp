@@ -12,7 +12,8 @@
 #include <limits>
 #include <vector>
 
-static const int64_t PARALLEL = 50000;                    // numbers: with fewer, to start the other cores costs more
+// For fewer numbers than this, starting the other cores costs more time than they save.
+static const int64_t PARALLEL = 50000;
 
 // ---------------------------------------------------------------------------- y = x W^T + b, W in 8 bits
 
@@ -108,7 +109,7 @@ static void rms_norm_row(const float* x, const float* weight, float* y, int64_t 
         y[c] = x[c] * scale * weight[c];
 }
 
-// The same for each row of x (n, C).
+// The same for each row of x (n, C); y may be x.
 extern "C" void rms_norm(const float* x, const float* weight, float* y, int64_t n, int64_t C, float eps) {
     #pragma omp parallel for if (n * C > PARALLEL)
     for (int64_t i = 0; i < n; i++)
@@ -133,7 +134,7 @@ static void rms_norm_row_backward(const float* __restrict x, const float* __rest
 // The same for each row of x (n, C), in as many parts as there are cores: dweight (parts, C) is to be summed.
 extern "C" void rms_norm_backward(const float* x, const float* weight, const float* dy, float* dx, float* dweight,
                                   int64_t n, int64_t C, int64_t parts, float eps) {
-    #pragma omp parallel for
+    #pragma omp parallel for if (n * C > PARALLEL)
     for (int64_t p = 0; p < parts; p++)
         for (int64_t i = n * p / parts; i < n * (p + 1) / parts; i++)
             rms_norm_row_backward(x + i * C, weight, dy + i * C, dx + i * C, dweight + p * C, C, eps);
@@ -179,7 +180,7 @@ extern "C" void split_heads_backward(const float* heads, const float* q_norm, co
                                      const float* sin, const float* dq, const float* dk, const float* dv,
                                      float* dheads, float* dq_norm, float* dk_norm,
                                      int64_t n, int64_t T, int64_t H, int64_t G, int64_t D, int64_t parts, float eps) {
-    #pragma omp parallel for
+    #pragma omp parallel for if (n * H * D > PARALLEL)
     for (int64_t p = 0; p < parts; p++) {
         std::vector<float> dy(D);
         for (int64_t i = n * p / parts; i < n * (p + 1) / parts; i++) {
@@ -237,7 +238,7 @@ static void swiglu_part_backward(const float* __restrict gate, const float* __re
     }
 }
 
-// The same, in parts that the cores share.
+// The same in parts of this size, shared among the cores.
 static const int64_t PART = 4096;
 
 extern "C" void swiglu(const float* gate, const float* up, float* y, int64_t n) {

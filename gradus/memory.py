@@ -74,11 +74,13 @@ def saved_by_block(config, width, device='cpu', compiled=False):
     if _fast_attention(c, device):
         saved += width * (q_size + 2 * k_size) + 4 * c.n_head
         if c.qk_norm or c.pos == 'rotary':            # queries and keys are new tensors, not views of c_attn's output
-            saved += width * (q_size + k_size * (2 if in_kernel else 1))        # there, values are, too
-            if device == 'cpu' and not in_kernel:
+            saved += width * (q_size + k_size)
+            if in_kernel:
+                saved += width * k_size               # so are values
+            elif device == 'cpu':
                 saved += width * q_size               # the output once more, its heads side by side
     else:
-        saved += _saved_by_scores(c, width, device)
+        saved += _saved_by_scores(c, width, device, in_kernel)
 
     # Feed-forward: before and after the activation function, and the gate's product.
     arrays = {'gelu': 2, 'gelu_tanh': 2, 'relu': 1, 'sigmoid': 1, 'swiglu': 3 if compiled or in_kernel else 4}[c.mlp]
@@ -110,7 +112,7 @@ def _fast_attention(c, device):
     return (c.score, c.mask) == ('dot', 'causal') and not (c.dropout and device == 'cpu')
 
 
-def _saved_by_scores(c, width, device):
+def _saved_by_scores(c, width, device, in_kernel):
     """Attention in steps: for each query a row of T weights (dropped out: three), and Q, K, V as they are used."""
     q_size = c.n_head * c.head_width
     rows = 3 if c.dropout else 1
@@ -122,8 +124,7 @@ def _saved_by_scores(c, width, device):
             saved += 4 * c.n_head * c.block_size      # there, softmax is float32
     if c.score == 'squared':
         saved += width * 2 * q_size
-    keeps_input = c.qk_norm or c.pos == 'rotary' and device == 'cpu'
-    if keeps_input and width == 4 or c.score == 'squared':
+    if c.qk_norm and width == 4 or c.pos == 'rotary' and in_kernel or c.score == 'squared':
         saved += width * (q_size + 2 * c.kv_heads * c.head_width)               # c_attn's output
     return saved
 

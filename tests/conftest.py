@@ -22,7 +22,7 @@ import pytest
 import torch
 
 import train
-from gradus import configurator, preparation
+from gradus import configurator, kernel, preparation
 from gradus.digits import FILES
 from gradus.tokenizer import CharTokenizer, GPT2Tokenizer
 
@@ -355,3 +355,23 @@ def mnist(test_data, tmp_path, monkeypatch):
     os.makedirs('data/mnist')
     for name in (*FILES['train'], *FILES['test']):
         Path('data/mnist', name).write_bytes(unpacked(test_data / 'mnist' / f'{name}.gz'))
+
+
+# ---------------------------------------------------------------------------- the C++ kernel
+
+def require_compiler():
+    kernel.load.cache_clear()
+    if kernel.load() is None:
+        pytest.skip('no C++ compiler')
+
+
+@pytest.fixture(scope='module', params=['this processor', 'any processor'])
+def compiled(request, tmp_path_factory):
+    """The kernel with this processor's instructions, and with those that every processor of its kind has."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == 'any processor':
+            patch.setattr(kernel, 'CACHE', str(tmp_path_factory.mktemp('kernel')))
+            patch.setattr(kernel, 'COMPILE', [o for o in kernel.COMPILE if '=native' not in o])
+        require_compiler()
+        yield
+    kernel.load.cache_clear()

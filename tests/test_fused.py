@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from test_kernel import KINDS, compiled, random_gpt  # noqa: F401  a fixture
+from test_kernel import KINDS, random_gpt
 
 from gradus import fused, kernel
 from model import GPT, CausalSelfAttention, FeedForward, GPTConfig
@@ -43,7 +43,7 @@ def calls(monkeypatch):
     ('qwen3', ['RMSNorm', 'SplitHeads', 'RMSNorm', 'SwiGLU'] * 2 + ['RMSNorm']),
 ])
 @pytest.mark.parametrize('threads', [1, 3])
-def test_loss_and_gradients_are_the_same(kind, expected, threads, compiled, calls):  # noqa: F811
+def test_loss_and_gradients_are_the_same(kind, expected, threads, compiled, calls):
     model = random_gpt(kind).train()
     fast = fused.use(copy.deepcopy(model))
     exact_loss, exact = step(copy.deepcopy(model).double())
@@ -67,7 +67,7 @@ def test_loss_and_gradients_are_the_same(kind, expected, threads, compiled, call
 
 @pytest.mark.parametrize('change', [dict(qk_norm=True, pos='learned'), dict(qk_norm=True, head_dim=2),
                                     dict(head_dim=34), dict(n_kv_head=2, head_dim=6, qk_norm=True, n_inner=1)])
-def test_odd_sizes(change, compiled):  # noqa: F811
+def test_odd_sizes(change, compiled):
     torch.manual_seed(5)
     kind = {**KINDS['qwen3'], 'n_kv_head': 4, 'qk_norm': False, **change}
     model = GPT(GPTConfig(block_size=37, vocab_size=11, n_layer=1, n_head=4, n_embd=36, **kind))
@@ -82,7 +82,7 @@ def test_odd_sizes(change, compiled):  # noqa: F811
     assert largest_error(grads, exact) < 3e-5
 
 
-def test_swiglu_is_exact_at_any_size(compiled):  # noqa: F811
+def test_swiglu_is_exact_at_any_size(compiled):
     gate = torch.cat((torch.linspace(-120, 120, 10_001), torch.tensor([0.0, -0.0, 1e-30, 3e4, -3e4])))
     gate.requires_grad_()
     up = torch.randn(gate.shape, requires_grad=True)
@@ -99,7 +99,7 @@ def test_swiglu_is_exact_at_any_size(compiled):  # noqa: F811
 
 
 @pytest.mark.parametrize('bad', [float('nan'), float('inf'), -float('inf')])
-def test_nobody_can_overlook_what_is_not_finite(bad, compiled):  # noqa: F811
+def test_nobody_can_overlook_what_is_not_finite(bad, compiled):
     """train.py skips a step whose loss or gradient is not finite, so it must not become finite on its way."""
     for name in ('attn.c_attn.weight', 'mlp.c_gate.weight', 'mlp.c_fc.weight', 'ln_1.weight', 'attn.q_norm.weight'):
         model = fused.use(random_gpt('qwen3').train())
@@ -109,7 +109,7 @@ def test_nobody_can_overlook_what_is_not_finite(bad, compiled):  # noqa: F811
         assert not loss.isfinite() or not all(g.isfinite().all() for g in grads), name
 
 
-def test_what_the_kernel_cannot_do_is_left_to_the_model(compiled, calls):  # noqa: F811
+def test_what_the_kernel_cannot_do_is_left_to_the_model(compiled, calls):
     model = random_gpt('qwen3')
     fast = fused.use(copy.deepcopy(model))
     expected = step(model.double())[1]

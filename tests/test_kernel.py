@@ -7,24 +7,12 @@ import sys
 
 import pytest
 import torch
-from conftest import REPO
+from conftest import REPO, require_compiler
 
 from gradus import inference, kernel
 from gradus.inference import FastAttention, FastRMSNorm, Int8Linear, SplitLinear, replace_linear, use_kernel
 from gradus.sampling import Sampler
 from model import GPT, CausalSelfAttention, GPTConfig, KVCache
-
-
-@pytest.fixture(scope='module', params=['this processor', 'any processor'])
-def compiled(request, tmp_path_factory):
-    """The kernel with this processor's instructions, and with those that every processor of its kind has."""
-    with pytest.MonkeyPatch.context() as patch:
-        if request.param == 'any processor':
-            patch.setattr(kernel, 'CACHE', str(tmp_path_factory.mktemp('kernel')))
-            patch.setattr(kernel, 'COMPILE', [o for o in kernel.COMPILE if '=native' not in o])
-        require_compiler()
-        yield
-    kernel.load.cache_clear()
 
 
 @pytest.fixture
@@ -35,12 +23,6 @@ def cache(monkeypatch, tmp_path):
         require_compiler()
         yield tmp_path / 'cache'
     kernel.load.cache_clear()
-
-
-def require_compiler():
-    kernel.load.cache_clear()
-    if kernel.load() is None:
-        pytest.skip('no C++ compiler')
 
 
 @pytest.fixture

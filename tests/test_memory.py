@@ -99,6 +99,7 @@ def test_activations_when_compiled(name, width):
     config = config_of(name)
     kept = bytes_kept(config, 2, width, backend='aot_eager_decomp_partition')
     assert expected(config, 2, width, compiled=True, log_softmax=width) == pytest.approx(kept, rel=0.05)
+    assert expected(config, 3, width, compiled=True, log_softmax=width) != pytest.approx(kept, rel=0.1)
     if name != 'GPT-2' and width == 2:                # where it does compute again
         assert expected(config, 2, width) != pytest.approx(kept, rel=0.1)
 
