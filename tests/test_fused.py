@@ -82,6 +82,28 @@ def test_odd_sizes(change, compiled):
     assert largest_error(grads, exact) < 3e-5
 
 
+@pytest.mark.parametrize('threads', [1, 3])
+def test_cores_share_large_tensors(threads, compiled):
+    """Enough numbers in each operation that kernel.cpp starts the other cores."""
+    torch.manual_seed(6)
+    config = GPTConfig(block_size=128, vocab_size=11, n_layer=1, n_head=4, n_embd=64, **KINDS['qwen3'])
+    model = GPT(config)
+    x, y = torch.randint(11, (2, 33, config.block_size))
+    assert x.numel() * config.n_embd > 5 * 50_000
+    n_threads = torch.get_num_threads()
+
+    def gradients(model):
+        model(x, y)[1].backward()
+        return [p.grad for p in model.parameters()]
+
+    try:
+        torch.set_num_threads(threads)
+        grads = gradients(fused.use(copy.deepcopy(model)))
+    finally:
+        torch.set_num_threads(n_threads)
+    assert largest_error(grads, gradients(model.double())) < 3e-5
+
+
 def test_swiglu_is_exact_at_any_size(compiled):
     gate = torch.cat((torch.linspace(-120, 120, 10_001), torch.tensor([0.0, -0.0, 1e-30, 3e4, -3e4])))
     gate.requires_grad_()
