@@ -235,25 +235,27 @@ class CausalSelfAttention(nn.Module):
             q, k = rotate(q, *angles), rotate(k, *angles)
         return q, k, v
 
+    def attend(self, q, k, v, mask=None):
+        """`attention_weights` of q and k, times v: (B, H, T, D). One fast operation for all heads if there is one."""
+        c = self.config
+        dropout = c.dropout if self.training else 0.0
+        if (c.score, c.mask) == ('dot', 'causal'):
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and q.size(2) > 1,
+                                                  dropout_p=dropout, enable_gqa=c.kv_heads != c.n_head)
+        v = v.repeat_interleave(c.n_head // c.kv_heads, dim=1)                  # (B, H, S, D)
+        return F.dropout(attention_weights(q, k, c.score, c.mask, mask), dropout) @ v
+
     def forward(self, x, angles=None, cache=None, layer=0):
         """(B, T, C) -> (B, T, C). angles: rotate q and k; cache: a `KVCache` in which this is layer `layer`."""
         B, T, C = x.shape
-        c = self.config
-        heads = self.c_attn(x).view(B, T, -1, c.head_width)                     # (B, T, H + 2G, D)
+        heads = self.c_attn(x).view(B, T, -1, self.config.head_width)           # (B, T, H + 2G, D)
         q, k, v = self.split(heads, angles)                                     # (B, H, T, D), (B, G, T, D) twice
 
         mask = None
         if cache is not None:
             k, v, mask = cache.update(layer, k, v)                              # (B, G, S, D), S >= T; (T, S)
 
-        # Attention, all heads at once: `attention_weights` times V, in one fast operation where there is one.
-        dropout = c.dropout if self.training else 0.0
-        if (c.score, c.mask) == ('dot', 'causal'):
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and T > 1,
-                                               dropout_p=dropout, enable_gqa=c.kv_heads != c.n_head)  # (B, H, T, D)
-        else:
-            v = v.repeat_interleave(c.n_head // c.kv_heads, dim=1)              # (B, H, S, D)
-            y = F.dropout(attention_weights(q, k, c.score, c.mask, mask), dropout) @ v
+        y = self.attend(q, k, v, mask)                                          # (B, H, T, D)
         y = y.transpose(1, 2).reshape(B, T, -1)                                 # heads side by side: (B, T, H D)
         return self.resid_dropout(self.c_proj(y))
 

@@ -3,7 +3,8 @@ The same model, faster at training on a CPU.
 
 RMSNorm, rotary positions and SwiGLU are a few multiplications for each number, but PyTorch computes them in dozens of
 operations, and every one of them reads and writes memory again. Here each is one operation of kernel.cpp, forward and
-backward: the same numbers, up to rounding. What kernel.cpp cannot do is left to model.py.
+backward: the same numbers, up to rounding. attention.cpp does the same for attention, which PyTorch is slow at where
+heads are narrow. What they cannot do is left to model.py.
 """
 
 import torch
@@ -69,6 +70,44 @@ class SplitHeads(torch.autograd.Function):
         return dheads, *dnorms, None, None, None, None
 
 
+class Attention(torch.autograd.Function):
+    """
+    softmax(Q K^T / sqrt(D) + mask) V, where each token sees itself and those before it. q (B, H, T, D), k, v (B, G, T,
+    D) -> (B, H, T, D). dropout: of the weights, with what probability. FlashAttention: Dao et al. 2022.
+    """
+
+    @staticmethod
+    def forward(ctx, q, k, v, dropout=0.0):
+        B, H, T, D = q.shape
+        G = k.size(1)
+        q, k, v = map(by_token, (q, k, v))
+        y = q.new_empty(B, T, H, D)
+        log_sum = q.new_empty(B, H, T)
+        ctx.sizes = q.stride(0), k.stride(0), v.stride(0), B, T, H, G, D
+        ctx.dropout = dropout, int(torch.randint(2 ** 62, ())) if dropout else 0            # probability, seed
+        ctx.save_for_backward(q, k, v, y, log_sum)
+        kernel.load().attention(*kernel.pointers(q, k, v, y, log_sum), *ctx.sizes, *ctx.dropout)
+        return y.transpose(1, 2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy):
+        q, k, v, y, log_sum = ctx.saved_tensors
+        dy = dy.transpose(1, 2).contiguous()                                    # (B, T, H, D)
+        B, T, H, G, D = ctx.sizes[3:]
+        dq = torch.empty_like(y)
+        dk, dv = q.new_empty(2, B, T, G, D)
+        kernel.load().attention_backward(*kernel.pointers(q, k, v, y, log_sum, dy, dq, dk, dv), *ctx.sizes,
+                                         *ctx.dropout)
+        return dq.transpose(1, 2), dk.transpose(1, 2), dv.transpose(1, 2), None
+
+
+def by_token(x):
+    """x (B, H, T, D) -> (B T, H D), each token's heads side by side: without a copy if that is how they lie."""
+    rows = x.transpose(1, 2).flatten(2).flatten(0, 1)
+    return rows if rows.stride(1) == 1 else rows.contiguous()
+
+
 class SwiGLU(torch.autograd.Function):
     """silu(gate) * up, for gate and up of one shape. Shazeer 2020, equation 6, between its matrices."""
 
@@ -102,9 +141,19 @@ class FusedAttention(CausalSelfAttention):
     def split(self, heads, angles=None):                                        # (B, T, H + 2G, D)
         c = self.config
         norms = (self.q_norm.weight, self.k_norm.weight) if c.qk_norm else ()
-        if not kernel.ready(heads, *norms, *(angles or ())):
+        if not (c.qk_norm or angles) or not kernel.ready(heads, *norms, *(angles or ())):
             return super().split(heads, angles)
         return SplitHeads.apply(heads, *(norms or (None, None)), *(angles or (None, None)), c.n_head, c.eps)
+
+
+    def attend(self, q, k, v, mask=None):                                       # (B, H, T, D), (B, G, T, D) twice
+        c = self.config
+        plain = (c.score, c.mask) == ('dot', 'causal')
+        whole = mask is None and q.size(2) == k.size(2)                         # no cache
+        shared = k.size(0) * k.size(1) >= torch.get_num_threads()               # each core has work
+        if plain and whole and shared and kernel.ready(q, k, v, contiguous=False):
+            return Attention.apply(q, k, v, c.dropout if self.training else 0.0)
+        return super().attend(q, k, v, mask)
 
 
 class FusedFeedForward(FeedForward):                                            # SwiGLU only
@@ -119,7 +168,7 @@ def fused_class(module):
     kind = type(module)
     if kind is nn.RMSNorm:
         return FusedRMSNorm
-    if kind is CausalSelfAttention and (module.config.qk_norm or module.config.pos == 'rotary'):
+    if kind is CausalSelfAttention:
         return FusedAttention
     if kind is FeedForward and module.gated:
         return FusedFeedForward

@@ -12,6 +12,8 @@
 #include <limits>
 #include <vector>
 
+#include "exponential.h"
+
 // For fewer numbers than this, starting the other cores costs more time than they save.
 static const int64_t PARALLEL = 50000;
 
@@ -204,22 +206,8 @@ extern "C" void split_heads_backward(const float* heads, const float* q_norm, co
 
 // ---------------------------------------------------------------------------- SwiGLU
 
-// 1 / (1 + e^-x). e^-x = 2^n e^r, with a whole n and |r| at most ln(2) / 2, where a polynomial gives e^r: Cephes, expf.
 static float sigmoid(float x) {
-    const float power = std::min(std::max(-x, -87.0f), 88.0f);
-    const float n = std::rint(power * 1.44269504f);
-    const float r = power - n * 0.693359375f + n * 2.12194440e-4f;                // ln(2), in two parts
-    float e = 1.9875691500e-4f;
-    e = e * r + 1.3981999507e-3f;
-    e = e * r + 8.3334519073e-3f;
-    e = e * r + 4.1665795894e-2f;
-    e = e * r + 1.6666665459e-1f;
-    e = e * r + 5.0000001201e-1f;
-    e = e * r * r + r + 1;
-    const uint32_t exponent = static_cast<uint32_t>(static_cast<int32_t>(n) + 127) << 23;
-    float two_to_n;
-    std::memcpy(&two_to_n, &exponent, sizeof two_to_n);
-    return 1 / (1 + e * two_to_n);
+    return 1 / (1 + exponential(-x));
 }
 
 // y = silu(gate) up, for n numbers; silu(x) = x sigmoid(x).

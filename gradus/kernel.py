@@ -1,6 +1,6 @@
 """
-The functions of kernel.cpp, compiled for this processor at their first use; the user's cache folder keeps the result.
-Each returns None where it cannot help: without a C++ compiler, in a program for torch.compile, or for tensors other
+The functions of kernel.cpp and attention.cpp, compiled for this processor at their first use; the user's cache folder
+keeps the result. Each returns None where it cannot help: without a C++ compiler, in a program for torch.compile, or for tensors other
 than contiguous float32 on the CPU. Then the caller computes the same with PyTorch.
 
 The compiler is the command in the environment variable CXX, else c++. `CXX= python sample.py ...` does without.
@@ -17,12 +17,16 @@ from functools import lru_cache
 
 import torch
 
-SOURCE = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'kernel.cpp')
+HERE = os.path.dirname(os.path.abspath(__file__))
 CACHE = os.path.join(os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache'), 'gradus')
 
-# All instructions of this processor, but the same rounding as PyTorch: no product and sum in one (contract).
-COMPILE = ['-O3', '-std=c++17', '-ffp-contract=off', '-fno-math-errno', '-fno-trapping-math', '-fPIC']
-# The object is linked without an OpenMP library. It finds the one that PyTorch has loaded, and so shares its threads.
+# Each file with its own options. kernel.cpp rounds as PyTorch does: no product and sum in one (contract).
+SOURCES = {'kernel.cpp': ['-ffp-contract=off'], 'attention.cpp': ['-ffp-contract=fast']}
+HEADERS = ['exponential.h']
+
+# All instructions of this processor.
+COMPILE = ['-O3', '-std=c++17', '-fno-math-errno', '-fno-trapping-math', '-fPIC']
+# The objects are linked without an OpenMP library. They find the one that PyTorch has loaded, and share its threads.
 LINK = ['-shared']
 if platform.system() == 'Darwin':
     COMPILE += ['-mcpu=native' if platform.machine() == 'arm64' else '-march=native', '-Xclang', '-fopenmp']
@@ -43,11 +47,13 @@ def run(*arguments):
 
 
 def key():
-    """What the compiled file depends on: the source, the options, the compiler and this processor's instructions."""
-    with open(SOURCE, 'rb') as f:
-        source = f.read()
+    """What the compiled file depends on: the sources, the options, the compiler and this processor's instructions."""
+    source = b''
+    for name in [*SOURCES, *HEADERS]:
+        with open(os.path.join(HERE, name), 'rb') as f:
+            source += f.read()
     macros = run(*COMPILE, '-dM', '-E', '-x', 'c++', os.devnull)      # such as __VERSION__ and __AVX512VNNI__
-    return digest(source + macros + repr((COMPILE, LINK)).encode())
+    return digest(source + macros + repr((SOURCES, COMPILE, LINK)).encode())
 
 
 def digest(content):
@@ -68,18 +74,21 @@ def find(prefix):
 def build(prefix):
     """Compile; returns the path. Several processes may do so at once: each renames a complete file of its own."""
     with tempfile.TemporaryDirectory(dir=CACHE) as folder:
-        made = [os.path.join(folder, name) for name in ('kernel.o', 'kernel.so')]
-        run(*COMPILE, '-c', SOURCE, '-o', made[0])
-        run(*LINK, made[0], '-o', made[1])
-        with open(made[1], 'rb') as f:
+        objects = []
+        for name, options in SOURCES.items():
+            objects.append(os.path.join(folder, f'{name}.o'))
+            run(*COMPILE, *options, '-c', os.path.join(HERE, name), '-o', objects[-1])
+        library = os.path.join(folder, 'kernel.so')
+        run(*LINK, *objects, '-o', library)
+        with open(library, 'rb') as f:
             path = os.path.join(CACHE, f'{prefix}{digest(f.read())}.so')
-        os.replace(made[1], path)
+        os.replace(library, path)
     return path
 
 
 @lru_cache(maxsize=1)
 def load():
-    """The library that kernel.cpp becomes; None where it cannot be compiled, kept or loaded."""
+    """The library that they become; None where it cannot be compiled, kept or loaded."""
     try:
         prefix = f'kernel-{key()}-'
         os.makedirs(CACHE, exist_ok=True)
@@ -87,6 +96,8 @@ def load():
     except (OSError, ValueError, subprocess.SubprocessError):
         return None
     pointer, size = ctypes.c_void_p, ctypes.c_int64
+    library.attention.argtypes = [pointer] * 5 + [size] * 8 + [ctypes.c_float, ctypes.c_uint64]
+    library.attention_backward.argtypes = [pointer] * 9 + [size] * 8 + [ctypes.c_float, ctypes.c_uint64]
     library.int8_linear.argtypes = [pointer] * 6 + [size] * 3
     library.attend.argtypes = [pointer] * 8 + [size] * 6 + [ctypes.c_float]
     library.rms_norm.argtypes = [pointer] * 3 + [size] * 2 + [ctypes.c_float]
@@ -103,12 +114,12 @@ def load():
 MAX_ROWS = 16                                         # with more, PyTorch's product of matrices is faster
 
 
-def ready(*tensors):
+def ready(*tensors, contiguous=True):
     """Is the library there, and are all of the tensors what it can read?"""
     if torch.compiler.is_compiling():
         return False
     for t in tensors:
-        if t.dtype != torch.float32 or not t.is_cpu or not t.is_contiguous():
+        if t.dtype != torch.float32 or not t.is_cpu or contiguous and not t.is_contiguous():
             return False
     return load() is not None
 

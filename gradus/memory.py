@@ -56,7 +56,7 @@ def saved_by_block(config, width, device='cpu', compiled=False):
     q_size = c.n_head * c.head_width                                            # H D
     k_size = c.kv_heads * c.head_width                                          # G D
     eager_16 = width < 4 and not compiled             # autocast makes a 16-bit copy for each matmul
-    in_kernel = device == 'cpu' and width == 4 and not compiled       # fused.py's operations, which keep their inputs
+    in_kernel = _in_kernel(width, device, compiled)
 
     # What each norm reads, and what it hands to the matrices behind it.
     saved = 2 * (_saved_by_norm(c, 4 if c.residual else width, device, compiled) + width * c.n_embd)
@@ -71,7 +71,7 @@ def saved_by_block(config, width, device='cpu', compiled=False):
 
     # Attention: its output, then what it reads.
     saved += width * q_size
-    if _fast_attention(c, device):
+    if _fast_attention(c, device, in_kernel):
         saved += width * (q_size + 2 * k_size) + 4 * c.n_head
         if c.qk_norm or c.pos == 'rotary':            # queries and keys are new tensors, not views of c_attn's output
             saved += width * (q_size + k_size)
@@ -107,9 +107,14 @@ def _saved_by_dropout(c, width, device):
     return c.n_embd * (width if device == 'cpu' else 1)
 
 
-def _fast_attention(c, device):
-    """Does scaled_dot_product_attention have a kernel that never stores a T x T matrix? Not with dropout on the CPU."""
-    return (c.score, c.mask) == ('dot', 'causal') and not (c.dropout and device == 'cpu')
+def _in_kernel(width, device, compiled):
+    """Are fused.py's operations used? They keep their inputs."""
+    return device == 'cpu' and width == 4 and not compiled
+
+
+def _fast_attention(c, device, in_kernel):
+    """Is there attention that never stores a T x T matrix? With dropout on the CPU, PyTorch has none."""
+    return (c.score, c.mask) == ('dot', 'causal') and (in_kernel or not (c.dropout and device == 'cpu'))
 
 
 def _saved_by_scores(c, width, device, in_kernel):
@@ -168,7 +173,7 @@ def step(config, batch_size, optimizer='adamw', width=4, device='cpu', compiled=
         logits=logits * per_logit,
         kept_logits=logits * width,
         head=embedding,
-        scratch=tokens * _scratch(c, width, device),
+        scratch=tokens * _scratch(c, width, device, _in_kernel(width, device, compiled)),
         embedding=embedding * (2 * c.tie_weights + accumulate),
         update=_muon_scratch(c, width) if muon else 0,
         early=weights if accumulate else 0,
@@ -183,10 +188,10 @@ def step_of_run(cfg, config, worker):
                 worker.compile, accumulate=rows > cfg.batch_size, ddp=worker.world_size > 1)
 
 
-def _scratch(c, width, device):
+def _scratch(c, width, device, in_kernel):
     """Gradients in the backward pass of a block, for each token, less what it no longer needs."""
     in_feed_forward = width * c.hidden * (1 if c.mlp in ('gelu', 'gelu_tanh') else 2)
-    if _fast_attention(c, device):
+    if _fast_attention(c, device, in_kernel):
         return in_feed_forward
     return max(in_feed_forward, 4 * c.n_head * c.block_size - 2 * width * c.hidden)
 

@@ -7,7 +7,7 @@ import torch
 from test_kernel import KINDS, random_gpt
 
 from gradus import fused, kernel
-from model import GPT, CausalSelfAttention, FeedForward, GPTConfig
+from model import GPT, CausalSelfAttention, FeedForward, GPTConfig, attention_weights
 
 
 def step(model, seed=0):
@@ -29,7 +29,7 @@ def largest_error(grads, exact):
 def calls(monkeypatch):
     """Which of the fused operations ran."""
     names = []
-    for function in (fused.RMSNorm, fused.SplitHeads, fused.SwiGLU):
+    for function in (fused.RMSNorm, fused.SplitHeads, fused.Attention, fused.SwiGLU):
         def apply(*args, name=function.__name__, real=function.apply):
             names.append(name)
             return real(*args)
@@ -38,9 +38,9 @@ def calls(monkeypatch):
 
 
 @pytest.mark.parametrize('kind, expected', [
-    ('gpt2', []),
-    ('llama', ['RMSNorm', 'SplitHeads', 'RMSNorm', 'SwiGLU'] * 2 + ['RMSNorm']),
-    ('qwen3', ['RMSNorm', 'SplitHeads', 'RMSNorm', 'SwiGLU'] * 2 + ['RMSNorm']),
+    ('gpt2', ['Attention'] * 2),
+    ('llama', ['RMSNorm', 'SplitHeads', 'Attention', 'RMSNorm', 'SwiGLU'] * 2 + ['RMSNorm']),
+    ('qwen3', ['RMSNorm', 'SplitHeads', 'Attention', 'RMSNorm', 'SwiGLU'] * 2 + ['RMSNorm']),
 ])
 @pytest.mark.parametrize('threads', [1, 3])
 def test_loss_and_gradients_are_the_same(kind, expected, threads, compiled, calls):
@@ -104,6 +104,150 @@ def test_cores_share_large_tensors(threads, compiled):
     assert largest_error(grads, gradients(model.double())) < 3e-5
 
 
+# ---------------------------------------------------------------------------- attention
+
+def attention_and_gradients(attend, *qkv):
+    """y, then the gradients of q, k and v, for a fixed gradient of y."""
+    qkv = [x.detach().requires_grad_() for x in qkv]
+    y = attend(*qkv)
+    dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y)
+    return y.detach(), *torch.autograd.grad(y, qkv, dy)
+
+
+def torch_attention(q, k, v):
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+
+
+# Around the sizes of tiles (6 rows, 8 to 32 columns) and blocks (48 rows).
+@pytest.mark.parametrize('T, D', [(1, 1), (5, 3), (6, 16), (7, 17), (16, 2), (42, 28), (47, 32), (48, 33), (49, 8),
+                                  (54, 31), (96, 64), (97, 65), (250, 7), (333, 80)])
+@pytest.mark.parametrize('B, H, G', [(1, 1, 1), (2, 4, 2), (3, 3, 1)])
+def test_attention(T, D, B, H, G, compiled):
+    torch.manual_seed(T + D)
+    q, k, v = 2 * torch.randn(B, H, T, D), torch.randn(B, G, T, D), torch.randn(B, G, T, D)
+    exact = attention_and_gradients(torch_attention, *(x.double() for x in (q, k, v)))
+    for found, expected in zip(attention_and_gradients(fused.Attention.apply, q, k, v), exact):
+        assert (found - expected).abs().max() <= 4e-6 * expected.abs().max().clamp(min=1e-3)
+
+
+def test_attention_of_tensors_that_lie_anyhow(compiled):
+    torch.manual_seed(7)
+    heads = torch.randn(2, 50, 8, 10)                                           # (B, T, H + 2G, D)
+    side_by_side = heads.transpose(1, 2).split((4, 2, 2), dim=1)
+    expected = attention_and_gradients(fused.Attention.apply, *(x.contiguous() for x in side_by_side))
+    others = [
+        side_by_side,
+        [x.transpose(2, 3).contiguous().transpose(2, 3) for x in side_by_side],
+        [x.repeat_interleave(2, dim=3)[..., ::2] for x in side_by_side],
+    ]
+    for qkv in others:
+        assert not any(x.is_contiguous() for x in qkv)
+        assert all(map(torch.equal, attention_and_gradients(fused.Attention.apply, *qkv), expected))
+
+    # A batch whose sequences are the same one, in the same memory.
+    same = [x[:1].expand(2, -1, -1, -1) for x in side_by_side]
+    y = fused.Attention.apply(*same)
+    assert torch.equal(y[0], expected[0][0]) and torch.equal(y[1], expected[0][0])
+
+
+def test_attention_does_not_look_ahead(compiled):
+    torch.manual_seed(8)
+    q, k, v = torch.randn(3, 1, 2, 100, 12)
+    y = fused.Attention.apply(q, k, v)
+    for t in (0, 5, 6, 47, 48, 98):
+        later = [x.clone() for x in (q, k, v)]
+        for x in later:
+            x[:, :, t + 1:] = torch.randn(99 - t, 12)
+        changed = fused.Attention.apply(*later)
+        assert torch.equal(changed[:, :, :t + 1], y[:, :, :t + 1])
+        assert not torch.equal(changed[:, :, t + 1], y[:, :, t + 1])
+
+
+def test_attention_to_one_of_many_scores(compiled):
+    """Scores so far apart that all weights but one are zero: e^x must not overflow, nor become NaN."""
+    torch.manual_seed(9)
+    q, k, v = torch.randn(3, 2, 2, 70, 8)
+    exact = attention_and_gradients(torch_attention, *(x.double() for x in (1000 * q, k, v)))
+    for found, expected in zip(attention_and_gradients(fused.Attention.apply, 1000 * q, k, v), exact):
+        assert found.isfinite().all()
+        assert (found - expected).abs().max() < 2e-2 * expected.abs().max()
+
+
+def test_dropout_of_attention_weights(compiled):
+    """Values that are the unit vectors show each weight."""
+    torch.manual_seed(10)
+    B, H, G, T, p = 3, 4, 2, 100, 0.3
+    q, k = 0.3 * torch.randn(B, H, T, T), 0.3 * torch.randn(B, G, T, T)
+    v = torch.eye(T).expand(B, G, T, T)
+
+    def attend(*qkv, seed=11, p=p):
+        torch.manual_seed(seed)
+        return fused.Attention.apply(*qkv, p)
+
+    dropped = attend(q, k, v)
+    assert torch.equal(attend(q, k, v), dropped)
+    assert not torch.equal(attend(q, k, v, seed=12), dropped)
+
+    # Each is dropped with probability p, independently of its neighbours and of the same place in other heads.
+    weights = attention_weights(q, k)
+    seen = weights > 0
+    kept = dropped > 0
+    torch.testing.assert_close(dropped, weights * kept / (1 - p), rtol=1e-5, atol=1e-7)
+
+    def check(which, share):
+        assert abs(which.float().mean() - share) < 5 * (share * (1 - share) / which.numel()) ** 0.5
+
+    check(kept[seen], 1 - p)
+    pairs = [
+        (kept[..., 1:] & kept[..., :-1])[seen[..., 1:]],                        # one key and the next
+        (kept[..., 1:, :] & kept[..., :-1, :])[seen[..., :-1, :]],              # one query and the next
+        (kept[:, 0] & kept[:, 1])[seen[:, 0]],
+        (kept[0] & kept[1])[seen[0]],
+    ]
+    for pair in pairs:
+        check(pair, (1 - p) ** 2)
+
+    # The gradients are those of weights dropped in just the same places.
+    v = torch.randn(B, G, T, T)
+
+    def by_hand(q, k, v):
+        return attention_weights(q, k) * kept / (1 - p) @ v.repeat_interleave(H // G, dim=1)
+
+    exact = attention_and_gradients(by_hand, q.double(), k.double(), v.double())
+    for found, expected in zip(attention_and_gradients(attend, q, k, v), exact):
+        assert (found - expected).abs().max() <= 4e-6 * expected.abs().max()
+
+
+@pytest.mark.parametrize('change', [dict(score='unscaled'), dict(mask='none')])
+def test_attention_that_the_kernel_cannot_compute(change, compiled, calls):
+    step(fused.use(GPT(GPTConfig(block_size=20, vocab_size=11, n_layer=1, n_head=4, n_embd=36, **change))))
+    assert 'Attention' not in calls
+
+
+def test_dropout_ends_with_training(compiled):
+    model = fused.use(GPT(GPTConfig(block_size=20, vocab_size=11, n_layer=1, n_head=4, n_embd=36, dropout=0.5)))
+    x = torch.arange(10)[None]
+    assert not torch.equal(model.train()(x)[0], model(x)[0])
+    assert torch.equal(model.eval()(x)[0], model(x)[0])
+
+
+def test_attention_where_cores_would_have_nothing_to_do(compiled, calls):
+    model = fused.use(GPT(GPTConfig(block_size=20, vocab_size=11, n_layer=1, n_head=2, n_embd=36)))
+    x = torch.zeros(1, 20, dtype=torch.long)
+    n_threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        model(x)
+        assert calls == []
+        torch.set_num_threads(2)
+        model(x)
+        assert calls == ['Attention']
+    finally:
+        torch.set_num_threads(n_threads)
+
+
+# ---------------------------------------------------------------------------- the other operations
+
 def test_swiglu_is_exact_at_any_size(compiled):
     gate = torch.cat((torch.linspace(-120, 120, 10_001), torch.tensor([0.0, -0.0, 1e-30, 3e4, -3e4])))
     gate.requires_grad_()
@@ -140,7 +284,7 @@ def test_what_the_kernel_cannot_do_is_left_to_the_model(compiled, calls):
 
     with torch.autocast('cpu', torch.bfloat16):
         step(fast)
-    assert 'SplitHeads' not in calls and 'SwiGLU' not in calls
+    assert not {'SplitHeads', 'Attention', 'SwiGLU'} & set(calls)
 
 
 def test_without_a_compiler_the_bits_are_those_of_the_model(monkeypatch):
