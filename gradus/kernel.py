@@ -1,7 +1,7 @@
 """
 The functions of kernel.cpp and attention.cpp, compiled for this processor at their first use; the user's cache folder
-keeps the result. Each returns None where it cannot help: without a C++ compiler, in a program for torch.compile, or for tensors other
-than contiguous float32 on the CPU. Then the caller computes the same with PyTorch.
+keeps the result. Each returns None where it cannot help: without a C++ compiler, in a program for torch.compile, or for
+tensors other than contiguous float32 on the CPU. Then the caller computes the same with PyTorch.
 
 The compiler is the command in the environment variable CXX, else c++. `CXX= python sample.py ...` does without.
 """
