@@ -33,13 +33,13 @@ qk_norm = True
 tie_weights = False
 
 optimizer = 'muon'
-learning_rate = 2e-2
+learning_rate = 3e-2
 weight_decay = 0.1
 grad_clip = 0.0       # the size of a Muon step does not depend on the gradient norm
 
 lr_schedule = 'linear'
 cooldown = 0.7
-max_iters = 1200
+max_iters = 1450
 lr_decay_iters = max_iters
 warmup_iters = 0
 min_lr = 0
