@@ -13,7 +13,7 @@
 #include <limits>
 #include <vector>
 
-#include "exponential.h"
+#include "elementwise.h"
 
 // As many floats as one instruction computes with.
 #if defined(__AVX512F__)
@@ -89,27 +89,6 @@ static void transpose(const float* x, int64_t row, int64_t n, int64_t D, float* 
         for (int64_t d = 0; d < D; d++)
             for (int64_t i = start; i < std::min(start + 16, n); i++)
                 y[d * width + i] = x[i * row + d];
-}
-
-// ---------------------------------------------------------------------------- dropout
-
-// Multiply a row of n numbers by 0, with probability p, or else by 1 / (1 - p). number: of the row, among all heads.
-static void drop(float* x, int64_t n, float p, uint64_t seed, uint64_t number) {
-    if (p == 0)
-        return;
-    uint64_t key = (seed + number) * 0x9e3779b97f4a7c15;  // SplitMix64: Steele et al. 2014
-    key = (key ^ key >> 30) * 0xbf58476d1ce4e5b9;
-    key = (key ^ key >> 27) * 0x94d049bb133111eb;
-
-    const uint32_t start = key >> 32, threshold = p * (1 << 24);
-    const float factor = 1 / (1 - p);
-    for (int64_t j = 0; j < n; j++) {
-        uint32_t bits = start + static_cast<uint32_t>(j) * 0x9e3779b9;            // MurmurHash3's last step
-        bits = (bits ^ bits >> 16) * 0x85ebca6b;
-        bits = (bits ^ bits >> 13) * 0xc2b2ae35;
-        bits = (bits ^ bits >> 16) >> 8;                  // 24 random bits
-        x[j] *= bits < threshold ? 0 : factor;
-    }
 }
 
 // ---------------------------------------------------------------------------- one head

@@ -3,8 +3,8 @@ The same model, faster at training on a CPU.
 
 RMSNorm, rotary positions and SwiGLU are a few multiplications for each number, but PyTorch computes them in dozens of
 operations, and every one of them reads and writes memory again. Here each is one operation of kernel.cpp, forward and
-backward: the same numbers, up to rounding. attention.cpp does the same for attention, which PyTorch is slow at where
-heads are narrow. What they cannot do is left to model.py.
+backward: the same numbers, up to rounding. So are attention, which PyTorch is slow at where heads are narrow, and
+dropout, whose random numbers PyTorch draws one by one. What kernel.cpp and attention.cpp cannot do is left to model.py.
 """
 
 import torch
@@ -70,6 +70,12 @@ class SplitHeads(torch.autograd.Function):
         return dheads, *dnorms, None, None, None, None
 
 
+def by_token(x):
+    """x (B, H, T, D) -> (B T, H D), each token's heads side by side: without a copy if that is how they lie."""
+    rows = x.transpose(1, 2).flatten(2).flatten(0, 1)
+    return rows if rows.stride(1) == 1 else rows.contiguous()
+
+
 class Attention(torch.autograd.Function):
     """
     softmax(Q K^T / sqrt(D) + mask) V, where each token sees itself and those before it. q (B, H, T, D), k, v (B, G, T,
@@ -84,7 +90,7 @@ class Attention(torch.autograd.Function):
         y = q.new_empty(B, T, H, D)
         log_sum = q.new_empty(B, H, T)
         ctx.sizes = q.stride(0), k.stride(0), v.stride(0), B, T, H, G, D
-        ctx.dropout = dropout, int(torch.randint(2 ** 62, ())) if dropout else 0            # probability, seed
+        ctx.dropout = dropout, draw_seed() if dropout else 0
         ctx.save_for_backward(q, k, v, y, log_sum)
         kernel.load().attention(*kernel.pointers(q, k, v, y, log_sum), *ctx.sizes, *ctx.dropout)
         return y.transpose(1, 2)
@@ -100,12 +106,6 @@ class Attention(torch.autograd.Function):
         kernel.load().attention_backward(*kernel.pointers(q, k, v, y, log_sum, dy, dq, dk, dv), *ctx.sizes,
                                          *ctx.dropout)
         return dq.transpose(1, 2), dk.transpose(1, 2), dv.transpose(1, 2), None
-
-
-def by_token(x):
-    """x (B, H, T, D) -> (B T, H D), each token's heads side by side: without a copy if that is how they lie."""
-    rows = x.transpose(1, 2).flatten(2).flatten(0, 1)
-    return rows if rows.stride(1) == 1 else rows.contiguous()
 
 
 class SwiGLU(torch.autograd.Function):
@@ -128,12 +128,44 @@ class SwiGLU(torch.autograd.Function):
         return dgate, dup
 
 
+class Dropout(torch.autograd.Function):
+    """Multiply each number of x by 0, with probability p, or else by 1 / (1 - p). Hinton et al. 2012."""
+
+    @staticmethod
+    def forward(ctx, x, p):
+        ctx.random = p, draw_seed()
+        return drop(x, *ctx.random)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy):
+        return drop(dy.contiguous(), *ctx.random), None
+
+
+def drop(x, p, seed):
+    y = torch.empty_like(x)
+    kernel.load().dropout(*kernel.pointers(x, y), x.numel(), p, seed)
+    return y
+
+
+def draw_seed():
+    """A number that decides what is dropped, so that nothing else must be remembered for backward."""
+    return int(torch.randint(2 ** 62, ()))
+
+
 # ---------------------------------------------------------------------------- the modules that use them
 
 class FusedRMSNorm(nn.RMSNorm):
     def forward(self, x):                                                       # (..., C)
         if kernel.ready(x, self.weight):
             return RMSNorm.apply(x, self.weight, self.eps)
+        return super().forward(x)
+
+
+class FusedDropout(nn.Dropout):
+    def forward(self, x):                                                       # of any shape
+        if self.p and self.training and kernel.ready(x):
+            return Dropout.apply(x, self.p)
         return super().forward(x)
 
 
@@ -144,7 +176,6 @@ class FusedAttention(CausalSelfAttention):
         if not (c.qk_norm or angles) or not kernel.ready(heads, *norms, *(angles or ())):
             return super().split(heads, angles)
         return SplitHeads.apply(heads, *(norms or (None, None)), *(angles or (None, None)), c.n_head, c.eps)
-
 
     def attend(self, q, k, v, mask=None):                                       # (B, H, T, D), (B, G, T, D) twice
         c = self.config
@@ -168,6 +199,8 @@ def fused_class(module):
     kind = type(module)
     if kind is nn.RMSNorm:
         return FusedRMSNorm
+    if kind is nn.Dropout:
+        return FusedDropout
     if kind is CausalSelfAttention:
         return FusedAttention
     if kind is FeedForward and module.gated:
@@ -185,5 +218,5 @@ def use(model):
 
 def in_use(model):
     """Does the model compute with kernel.cpp? Its last bits depend on it."""
-    kinds = FusedRMSNorm, FusedAttention, FusedFeedForward
+    kinds = FusedRMSNorm, FusedDropout, FusedAttention, FusedFeedForward
     return any(isinstance(module, kinds) for module in model.modules()) and kernel.load() is not None

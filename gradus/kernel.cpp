@@ -12,10 +12,13 @@
 #include <limits>
 #include <vector>
 
-#include "exponential.h"
+#include "elementwise.h"
 
 // For fewer numbers than this, starting the other cores costs more time than they save.
 static const int64_t PARALLEL = 50000;
+
+// Long arrays in parts of this size, shared among the cores.
+static const int64_t PART = 4096;
 
 // ---------------------------------------------------------------------------- y = x W^T + b, W in 8 bits
 
@@ -226,9 +229,6 @@ static void swiglu_part_backward(const float* __restrict gate, const float* __re
     }
 }
 
-// The same in parts of this size, shared among the cores.
-static const int64_t PART = 4096;
-
 extern "C" void swiglu(const float* gate, const float* up, float* y, int64_t n) {
     #pragma omp parallel for if (n > PARALLEL)
     for (int64_t i = 0; i < n; i += PART)
@@ -240,6 +240,18 @@ extern "C" void swiglu_backward(const float* gate, const float* up, const float*
     #pragma omp parallel for if (n > PARALLEL)
     for (int64_t i = 0; i < n; i += PART)
         swiglu_part_backward(gate + i, up + i, dy + i, dgate + i, dup + i, std::min(PART, n - i));
+}
+
+// ---------------------------------------------------------------------------- dropout
+
+// y = x, where each of n numbers is multiplied by 0, with probability p, or else by 1 / (1 - p).
+extern "C" void dropout(const float* x, float* y, int64_t n, float p, uint64_t seed) {
+    #pragma omp parallel for if (n > PARALLEL)
+    for (int64_t i = 0; i < n; i += PART) {
+        const int64_t size = std::min(PART, n - i);
+        std::copy_n(x + i, size, y + i);
+        drop(y + i, size, p, seed, i);
+    }
 }
 
 // ---------------------------------------------------------------------------- attention of one new token

@@ -22,7 +22,7 @@ CACHE = os.path.join(os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.
 
 # Each file with its own options. kernel.cpp rounds as PyTorch does: no product and sum in one (contract).
 SOURCES = {'kernel.cpp': ['-ffp-contract=off'], 'attention.cpp': ['-ffp-contract=fast']}
-HEADERS = ['exponential.h']
+HEADERS = ['elementwise.h']
 
 # All instructions of this processor.
 COMPILE = ['-O3', '-std=c++17', '-fno-math-errno', '-fno-trapping-math', '-fPIC']
@@ -98,6 +98,7 @@ def load():
     pointer, size = ctypes.c_void_p, ctypes.c_int64
     library.attention.argtypes = [pointer] * 5 + [size] * 8 + [ctypes.c_float, ctypes.c_uint64]
     library.attention_backward.argtypes = [pointer] * 9 + [size] * 8 + [ctypes.c_float, ctypes.c_uint64]
+    library.dropout.argtypes = [pointer] * 2 + [size, ctypes.c_float, ctypes.c_uint64]
     library.int8_linear.argtypes = [pointer] * 6 + [size] * 3
     library.attend.argtypes = [pointer] * 8 + [size] * 6 + [ctypes.c_float]
     library.rms_norm.argtypes = [pointer] * 3 + [size] * 2 + [ctypes.c_float]

@@ -88,7 +88,7 @@ def saved_by_block(config, width, device='cpu', compiled=False):
     if c.mlp == 'swiglu' and eager_16:
         saved += width * c.n_embd                     # the input of the second matrix
 
-    return saved + 2 * _saved_by_dropout(c, width, device)
+    return saved + 2 * _saved_by_dropout(c, width, device, in_kernel)
 
 
 def _saved_by_norm(c, stream, device, compiled):
@@ -100,15 +100,15 @@ def _saved_by_norm(c, stream, device, compiled):
     return 0
 
 
-def _saved_by_dropout(c, width, device):
-    """The mask of C numbers."""
-    if not c.dropout:
+def _saved_by_dropout(c, width, device, in_kernel):
+    """The mask of C numbers, unless it is drawn again."""
+    if not c.dropout or in_kernel:
         return 0
     return c.n_embd * (width if device == 'cpu' else 1)
 
 
 def _in_kernel(width, device, compiled):
-    """Are fused.py's operations used? They keep their inputs."""
+    """Are fused.py's operations used? They keep only their inputs."""
     return device == 'cpu' and width == 4 and not compiled
 
 
@@ -137,7 +137,8 @@ def _saved_by_scores(c, width, device, in_kernel):
 def saved_outside_blocks(config, width, device='cpu', compiled=False):
     """The same of what is not in a block, without logits: ids and targets, the last norm and what it hands on."""
     c = config
-    return 16 + _saved_by_norm(c, 4, device, compiled) + width * c.n_embd + _saved_by_dropout(c, 4, device)
+    dropout = _saved_by_dropout(c, 4, device, _in_kernel(width, device, compiled))
+    return 16 + _saved_by_norm(c, 4, device, compiled) + width * c.n_embd + dropout
 
 
 def step(config, batch_size, optimizer='adamw', width=4, device='cpu', compiled=False, accumulate=False, ddp=False):

@@ -29,7 +29,7 @@ def largest_error(grads, exact):
 def calls(monkeypatch):
     """Which of the fused operations ran."""
     names = []
-    for function in (fused.RMSNorm, fused.SplitHeads, fused.Attention, fused.SwiGLU):
+    for function in (fused.RMSNorm, fused.SplitHeads, fused.Attention, fused.Dropout, fused.SwiGLU):
         def apply(*args, name=function.__name__, real=function.apply):
             names.append(name)
             return real(*args)
@@ -224,11 +224,6 @@ def test_attention_that_the_kernel_cannot_compute(change, compiled, calls):
     assert 'Attention' not in calls
 
 
-def test_dropout_ends_with_training(compiled):
-    model = fused.use(GPT(GPTConfig(block_size=20, vocab_size=11, n_layer=1, n_head=4, n_embd=36, dropout=0.5)))
-    x = torch.arange(10)[None]
-    assert not torch.equal(model.train()(x)[0], model(x)[0])
-    assert torch.equal(model.eval()(x)[0], model(x)[0])
 
 
 def test_attention_where_cores_would_have_nothing_to_do(compiled, calls):
@@ -262,6 +257,47 @@ def test_swiglu_is_exact_at_any_size(compiled):
     torch.testing.assert_close(y.double(), expected, rtol=1e-6, atol=1e-30)
     for a, b in zip(found, torch.autograd.grad(expected, (gate, up), dy)):
         torch.testing.assert_close(a.double(), b, rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize('threads', [1, 3])
+def test_dropout(threads, compiled):
+    p = 0.2
+    x = torch.randn(37, 1234, 5).requires_grad_()
+    n_threads = torch.get_num_threads()
+
+    def drop(seed):
+        torch.manual_seed(seed)
+        return fused.Dropout.apply(x, p)
+
+    try:
+        torch.set_num_threads(threads)
+        y = drop(1)
+        dx, = torch.autograd.grad(y, x, torch.ones_like(y))
+        again, other = drop(1), drop(2)
+    finally:
+        torch.set_num_threads(n_threads)
+
+    # The gradient shows the factors: 0 or 1 / (1 - p).
+    kept = dx > 0
+    torch.testing.assert_close(dx, kept / (1 - p), rtol=1e-6, atol=0)
+    torch.testing.assert_close(y, x * dx, rtol=1e-6, atol=0)
+    assert torch.equal(again, y) and not torch.equal(other, y)
+
+    # Each number has the same chance, whatever its neighbours, and the next part, have.
+    flat = kept.flatten()
+    pairs = [flat[1:] & flat[:-1], flat[4096:] & flat[:-4096]]
+    for found, expected in ((flat, 1 - p), *((pair, (1 - p) ** 2) for pair in pairs)):
+        assert abs(found.float().mean() - expected) < 5 * (expected * (1 - expected) / len(found)) ** 0.5
+
+
+def test_dropout_of_a_model(compiled, calls):
+    """Everywhere where model.py has it, and only in training."""
+    model = fused.use(GPT(GPTConfig(block_size=20, vocab_size=11, n_layer=1, n_head=4, n_embd=36, dropout=0.5)))
+    x = torch.arange(10)[None]
+    assert not torch.equal(model.train()(x)[0], model(x)[0])
+    assert calls == ['Dropout', 'Attention', 'Dropout', 'Dropout'] * 2
+    assert torch.equal(model.eval()(x)[0], model(x)[0])
+    assert calls[8:] == ['Attention'] * 2
 
 
 @pytest.mark.parametrize('bad', [float('nan'), float('inf'), -float('inf')])
