@@ -13,17 +13,7 @@
 #include <limits>
 #include <vector>
 
-#include "elementwise.h"
-
-// As many floats as one instruction computes with.
-#if defined(__AVX512F__)
-typedef float floats __attribute__((vector_size(64)));
-#elif defined(__AVX__)
-typedef float floats __attribute__((vector_size(32)));
-#else
-typedef float floats __attribute__((vector_size(16)));
-#endif
-static const int64_t LANES = sizeof(floats) / sizeof(float);
+#include "vector.h"
 
 // A tile of a product of matrices is kept in registers: 6 x 2 of 16, and 3 for what is multiplied.
 static const int64_t ROWS = 6, COLUMNS = 2 * LANES;
@@ -33,16 +23,6 @@ static const int64_t BLOCK = 8 * ROWS;                    // of queries, in back
 static const float INFINITE = std::numeric_limits<float>::infinity();
 
 // ---------------------------------------------------------------------------- products of matrices
-
-static inline floats load(const float* x) {
-    floats y;
-    std::memcpy(&y, x, sizeof y);
-    return y;
-}
-
-static inline void store(floats x, float* y) {
-    std::memcpy(y, &x, sizeof x);
-}
 
 // c = a b, or c += a b: a (ROWS, K), whose a[i, k] is at a + i a_row + k a_column; b (K, COLUMNS); c (ROWS, COLUMNS).
 static void multiply_tile(const float* a, int64_t a_row, int64_t a_column, const float* b, int64_t b_row,

@@ -12,7 +12,7 @@
 #include <limits>
 #include <vector>
 
-#include "elementwise.h"
+#include "vector.h"
 
 // For fewer numbers than this, starting the other cores costs more time than they save.
 static const int64_t PARALLEL = 50000;

@@ -1,5 +1,5 @@
 """
-The functions of kernel.cpp and attention.cpp, compiled for this processor at their first use; the user's cache folder
+The functions of the .cpp files in this folder, compiled for this processor at their first use; the user's cache folder
 keeps the result. Each returns None where it cannot help: without a C++ compiler, in a program for torch.compile, or for
 tensors other than contiguous float32 on the CPU. Then the caller computes the same with PyTorch.
 
@@ -16,13 +16,18 @@ import tempfile
 from functools import lru_cache
 
 import torch
+import torch.nn as nn
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 CACHE = os.path.join(os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache'), 'gradus')
 
 # Each file with its own options. kernel.cpp rounds as PyTorch does: no product and sum in one (contract).
-SOURCES = {'kernel.cpp': ['-ffp-contract=off'], 'attention.cpp': ['-ffp-contract=fast']}
-HEADERS = ['elementwise.h']
+SOURCES = {
+    'kernel.cpp': ['-ffp-contract=off'],
+    'attention.cpp': ['-ffp-contract=fast'],
+    'linear.cpp': ['-ffp-contract=fast'],
+}
+HEADERS = ['vector.h']
 
 # All instructions of this processor.
 COMPILE = ['-O3', '-std=c++17', '-fno-math-errno', '-fno-trapping-math', '-fPIC']
@@ -101,6 +106,7 @@ def load():
     library.dropout.argtypes = [pointer] * 2 + [size, ctypes.c_float, ctypes.c_uint64]
     library.int8_linear.argtypes = [pointer] * 6 + [size] * 3
     library.attend.argtypes = [pointer] * 8 + [size] * 6 + [ctypes.c_float]
+    library.linear.argtypes = [pointer] * 4 + [size] * 3
     library.rms_norm.argtypes = [pointer] * 3 + [size] * 2 + [ctypes.c_float]
     library.rms_norm_backward.argtypes = [pointer] * 5 + [size] * 3 + [ctypes.c_float]
     library.split_heads.argtypes = [pointer] * 8 + [size] * 5 + [ctypes.c_float]
@@ -127,6 +133,22 @@ def ready(*tensors, contiguous=True):
 
 def pointers(*tensors):
     return [None if t is None else t.data_ptr() for t in tensors]
+
+
+def pack(weight):
+    """W (out, in) as `linear` reads it: (out / 16, in, 16), filled up with zeros."""
+    n_out, n_in = weight.shape
+    return nn.functional.pad(weight, (0, 0, 0, -n_out % 16)).view(-1, 16, n_in).mT.contiguous()
+
+
+def linear(x, packed, bias, n_out):
+    """y = x W^T + b. x (..., in), packed: pack(W), bias (out,) or None. Returns y (..., out)."""
+    n_in = packed.size(1)
+    if not ready(x, packed) or x.size(-1) != n_in:
+        return None
+    y = x.new_empty(*x.shape[:-1], n_out)
+    load().linear(*pointers(x, packed, bias, y), x.numel() // n_in, n_in, n_out)
+    return y
 
 
 def int8_linear(x, weight, scale, row_sum, bias):

@@ -6,14 +6,14 @@ from itertools import islice
 
 import pytest
 import torch
-from conftest import settings
+from conftest import require_compiler, settings
 
 import sample
 import train
 from benchmarks import llama_cpp
 from gradus import data, metadata
 from gradus.errors import UserError
-from gradus.inference import Int8Linear, SplitLinear, cast_linear, compile_decoding, replace_linear
+from gradus.inference import Int8Linear, PackedLinear, SplitLinear, cast_linear, compile_decoding, replace_linear
 from gradus.sampling import Sampler
 from gradus.tokenizer import build_tokenizer
 from model import GPT, GPTConfig, KVCache
@@ -74,8 +74,10 @@ def test_int8_is_integer_arithmetic_row_by_row(bias):
     assert torch.equal(small(x[:1, :1]), out[:1, :1])
 
 
-@pytest.mark.parametrize('kind', [SplitLinear, Int8Linear])
+@pytest.mark.parametrize('kind', [PackedLinear, SplitLinear, Int8Linear])
 def test_every_linear_layer_of_a_model_is_replaced(kind, threads):
+    if kind is PackedLinear:
+        require_compiler()
     threads(2)
     torch.manual_seed(1)
     model = GPT(GPTConfig(
@@ -89,7 +91,7 @@ def test_every_linear_layer_of_a_model_is_replaced(kind, threads):
     with torch.no_grad():
         expected, found = model(idx, idx)[0], other(idx, idx)[0]
     gap = (found - expected).norm() / expected.norm()
-    if kind is SplitLinear:
+    if kind is not Int8Linear:
         assert gap < 1e-6
         assert torch.equal(model.generate(idx, 20), other.generate(idx, 20))
     else:
@@ -239,7 +241,7 @@ def test_sample_compiled_end_to_end(place, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('bits, kind', [(32, SplitLinear), (8, Int8Linear)])
+@pytest.mark.parametrize('bits, kind', [(32, PackedLinear), (32, SplitLinear), (8, Int8Linear)])
 def test_greedy_texts_match_llama_cpp(bits, kind, tmp_path):
     for name in ('gguf', 'xllamacpp'):
         pytest.importorskip(name, reason=f'the reference to compare with: pip install {name}')

@@ -10,7 +10,7 @@ import torch
 from conftest import REPO, require_compiler
 
 from gradus import inference, kernel
-from gradus.inference import FastAttention, FastRMSNorm, Int8Linear, SplitLinear, replace_linear, use_kernel
+from gradus.inference import FastAttention, FastRMSNorm, Int8Linear, PackedLinear, replace_linear, use_kernel
 from gradus.sampling import Sampler
 from model import GPT, CausalSelfAttention, GPTConfig, KVCache
 
@@ -104,6 +104,37 @@ def test_int8_takes_only_what_it_can_read(compiled, without):
     assert torch.equal(layer(turned), layer(turned.contiguous()))
 
 
+# ---------------------------------------------------------------------------- matrices in float32
+
+@pytest.mark.parametrize('n_in, n_out', [(1, 1), (3, 2), (7, 16), (64, 17), (65, 33), (257, 100), (300, 1001)])
+@pytest.mark.parametrize('bias', [True, False])
+def test_linear_in_double_precision(n_in, n_out, bias, compiled):
+    torch.manual_seed(n_in)
+    layer = linear(n_in, n_out, bias)
+    packed = PackedLinear(layer)
+    exact = copy.deepcopy(layer).double()
+    for n in (1, 2, 3, 5, 6, 7, 12, 13, 40):
+        x = torch.randn(n, n_in)
+        y = packed(x)
+        assert (y - exact(x.double())).abs().max() < 1e-6 * (1 + n_in ** 0.5)
+        assert torch.equal(packed(x.mT.contiguous().mT[None])[0], y)
+
+        # What a row becomes does not depend on the other rows.
+        assert torch.equal(packed(x[-1:]), y[-1:])
+
+    # The comparison can fail: one weight is another one.
+    packed.weight[-1, -1, (n_out - 1) % 16] += 0.1
+    assert not torch.equal(packed(x)[:, -1], y[:, -1]) and torch.equal(packed(x)[:, :-1], y[:, :-1])
+
+
+def test_linear_takes_only_what_it_can_read(compiled):
+    layer = linear(32, 6)
+    packed = kernel.pack(layer.weight)
+    assert kernel.linear(torch.randn(3, 32), packed, layer.bias, 6) is not None
+    for x in (torch.randn(3, 32).double(), torch.randn(3, 31), torch.randn(32, 3).T):
+        assert kernel.linear(x, packed, layer.bias, 6) is None
+
+
 # ---------------------------------------------------------------------------- attention and RMSNorm
 
 KINDS = {
@@ -176,16 +207,16 @@ def test_rms_norm_in_double_precision(compiled):
 
 @pytest.mark.parametrize('threads', [2, 3])
 def test_the_number_of_threads_changes_nothing(threads, compiled):
-    layer, x = Int8Linear(linear(96, 1001)), torch.randn(2, 96)
+    matrix, x = linear(96, 1001), torch.randn(2, 96)
+    layer, packed = Int8Linear(matrix), PackedLinear(matrix)
     heads, cached = torch.randn(2, 24, 64), torch.randn(2, 2, 8, 100, 64)
-    one = layer(x), kernel.attend(heads.clone(), (), 0.0, (), *cached.clone(), 99)
+    one = layer(x), packed(x), kernel.attend(heads.clone(), (), 0.0, (), *cached.clone(), 99)
     try:
         torch.set_num_threads(threads)
-        many = layer(x), kernel.attend(heads.clone(), (), 0.0, (), *cached.clone(), 99)
+        many = layer(x), packed(x), kernel.attend(heads.clone(), (), 0.0, (), *cached.clone(), 99)
     finally:
         torch.set_num_threads(1)
-    assert torch.equal(one[0], many[0])
-    assert torch.equal(one[1], many[1])
+    assert all(map(torch.equal, one, many))
 
 
 def test_a_compiled_step_does_without(compiled, monkeypatch, without):
@@ -266,8 +297,8 @@ def test_several_processes_may_build_at_once(cache, tmp_path):
 
 
 def test_prepare_uses_it_on_the_cpu(compiled):
-    for int8, kind in ((True, Int8Linear), (False, SplitLinear)):
+    for int8, kind in ((True, Int8Linear), (False, PackedLinear)):
         model = inference.prepare(random_gpt('llama'), torch.float32, int8)
         kinds = {type(m) for m in model.modules()}
         assert {kind, FastAttention, FastRMSNorm} <= kinds
-    assert FastAttention not in {type(m) for m in replace_linear(random_gpt('llama'), SplitLinear).modules()}
+    assert FastAttention not in {type(m) for m in replace_linear(random_gpt('llama'), PackedLinear).modules()}

@@ -1,4 +1,4 @@
-// What kernel.cpp and attention.cpp compute for many numbers at once.
+// What the .cpp files beside it share.
 
 #pragma once
 
@@ -6,6 +6,26 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+
+// As many floats as one instruction computes with.
+#if defined(__AVX512F__)
+typedef float floats __attribute__((vector_size(64)));
+#elif defined(__AVX__)
+typedef float floats __attribute__((vector_size(32)));
+#else
+typedef float floats __attribute__((vector_size(16)));
+#endif
+static const int64_t LANES = sizeof(floats) / sizeof(float);
+
+static inline floats load(const float* x) {
+    floats y;
+    std::memcpy(&y, x, sizeof y);
+    return y;
+}
+
+static inline void store(floats x, float* y) {
+    std::memcpy(y, &x, sizeof x);
+}
 
 // e^x for x from -87 to 88, where float32 can hold it; beyond, that of the nearer of these two. Unlike std::exp, it can
 // be computed for many numbers at once: e^x = 2^n e^r, with a whole n and |r| at most ln(2) / 2, where a polynomial
