@@ -20,6 +20,7 @@ n_layer = 5
 n_head = 4
 n_embd = 128
 n_inner = 352
+dropout = 0.15
 
 # Qwen3's block
 pos = 'rotary'
@@ -35,7 +36,7 @@ grad_clip = 0.0       # the size of a Muon step does not depend on the gradient 
 
 lr_schedule = 'linear'
 cooldown = 0.7
-max_iters = 3000
+max_iters = 2950
 lr_decay_iters = max_iters
 warmup_iters = 0
 min_lr = 0
