@@ -130,10 +130,11 @@ def test_attention(T, D, B, H, G, compiled):
         assert (found - expected).abs().max() <= 4e-6 * expected.abs().max().clamp(min=1e-3)
 
 
-def test_attention_of_tensors_that_lie_anyhow(compiled):
+@pytest.mark.parametrize('H, G', [(4, 2), (1, 1)])
+def test_attention_of_tensors_that_lie_anyhow(H, G, compiled):
     torch.manual_seed(7)
-    heads = torch.randn(2, 50, 8, 10)                                           # (B, T, H + 2G, D)
-    side_by_side = heads.transpose(1, 2).split((4, 2, 2), dim=1)
+    heads = torch.randn(2, 50, H + 2 * G, 10)                                   # (B, T, H + 2G, D)
+    side_by_side = heads.transpose(1, 2).split((H, G, G), dim=1)
     expected = attention_and_gradients(fused.Attention.apply, *(x.contiguous() for x in side_by_side))
     others = [
         side_by_side,
