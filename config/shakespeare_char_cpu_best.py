@@ -16,11 +16,11 @@ batch_size = 16
 block_size = 256
 gradient_accumulation_steps = 1
 
-n_layer = 5
-n_head = 4
-n_embd = 128
-n_inner = 352
-dropout = 0.15
+n_layer = 4
+n_head = 3
+n_embd = 144
+n_inner = 384
+dropout = 0.1
 
 # Qwen3's block
 pos = 'rotary'
@@ -30,13 +30,13 @@ qk_norm = True
 tie_weights = False
 
 optimizer = 'muon'
-learning_rate = 3e-2
+learning_rate = 2e-2
 weight_decay = 0.1
 grad_clip = 0.0       # the size of a Muon step does not depend on the gradient norm
 
 lr_schedule = 'linear'
 cooldown = 0.7
-max_iters = 2950
+max_iters = 2700
 lr_decay_iters = max_iters
 warmup_iters = 0
 min_lr = 0

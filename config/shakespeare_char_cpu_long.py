@@ -4,8 +4,8 @@ Character-level tiny Shakespeare without a GPU, in about the time that nanoGPT's
 
     python train.py config/shakespeare_char_cpu_long.py
 
-On two slow cores (AMD EPYC, AVX2), where nanoGPT took 158 and 154 s: 159 and 144 s from start to exit, loss 1.498 and
-1.518 over the whole val split (two seeds).
+On two slow cores (AMD EPYC, AVX2), where nanoGPT took 147 and 162 s: 153 and 154 s from start to exit, loss 1.480 and
+1.504 over the whole val split (two seeds).
 """
 
 out_dir = 'out-shakespeare-char-cpu-long'
