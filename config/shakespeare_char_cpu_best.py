@@ -1,7 +1,9 @@
 """
-Character-level tiny Shakespeare without a GPU: the lowest loss in 20 minutes.
+Character-level tiny Shakespeare without a GPU: a lower loss than nanoGPT's 10.65M weights reach on an A100 (1.4697).
 
     python train.py config/shakespeare_char_cpu_best.py
+
+On two slow cores (AMD EPYC, AVX2): 18 min 29 s from start to exit, loss 1.431 over the whole val split (one run).
 """
 
 out_dir = 'out-shakespeare-char-cpu-best'
@@ -16,6 +18,7 @@ batch_size = 16
 block_size = 256
 gradient_accumulation_steps = 1
 
+# As large as fits into the time: the text is read ten times, so dropout pays.
 n_layer = 4
 n_head = 3
 n_embd = 144
