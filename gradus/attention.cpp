@@ -15,7 +15,7 @@
 
 #include "vector.h"
 
-// A tile of a product of matrices is kept in registers: 6 x 2 of 16, and 3 for what is multiplied.
+// A tile of a product of matrices is kept in registers, with room for the numbers that are multiplied.
 static const int64_t ROWS = 6, COLUMNS = 2 * LANES;
 
 static const int64_t BLOCK = 8 * ROWS;                    // of queries, in backward: their rows of P fit in the cache
@@ -170,10 +170,7 @@ static void head_backward(Group& group, const float* q, const float* y, const fl
                 float* p_row = &p[r * T_up];
                 float* ds_row = &ds[r * T_up];
                 const int64_t t = start + r;
-                float along = 0;
-                #pragma omp simd reduction(+ : along)
-                for (int64_t d = 0; d < D; d++)
-                    along += dy[t * row + d] * y[t * row + d];
+                const float along = dot(dy + t * row, y + t * row, D);
                 std::fill(p_row + t + 1, p_row + n, -INFINITE);
                 std::fill(ds_row + t + 1, ds_row + n, 0.0f);
 

@@ -99,14 +99,6 @@ extern "C" void int8_linear(const float* x, const int8_t* w, const float* w_scal
 
 // ---------------------------------------------------------------------------- RMSNorm
 
-static float dot(const float* a, const float* b, int64_t n) {
-    float sum = 0;
-    #pragma omp simd reduction(+ : sum)                   // in any order
-    for (int64_t i = 0; i < n; i++)
-        sum += a[i] * b[i];
-    return sum;
-}
-
 // y = weight x / sqrt(mean of x^2 + eps), for one row x (C); y may be x.
 static void rms_norm_row(const float* x, const float* weight, float* y, int64_t C, float eps) {
     const float scale = 1 / std::sqrt(dot(x, x, C) / C + eps);

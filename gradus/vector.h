@@ -27,6 +27,14 @@ static inline void store(floats x, float* y) {
     std::memcpy(y, &x, sizeof x);
 }
 
+static inline float dot(const float* a, const float* b, int64_t n) {
+    float sum = 0;
+    #pragma omp simd reduction(+ : sum)                   // in any order
+    for (int64_t i = 0; i < n; i++)
+        sum += a[i] * b[i];
+    return sum;
+}
+
 // e^x for x from -87 to 88, where float32 can hold it; beyond, that of the nearer of these two. Unlike std::exp, it can
 // be computed for many numbers at once: e^x = 2^n e^r, with a whole n and |r| at most ln(2) / 2, where a polynomial
 // gives e^r (Cephes, expf).

@@ -225,8 +225,6 @@ def test_attention_that_the_kernel_cannot_compute(change, compiled, calls):
     assert 'Attention' not in calls
 
 
-
-
 def test_attention_where_cores_would_have_nothing_to_do(compiled, calls):
     model = fused.use(GPT(GPTConfig(block_size=20, vocab_size=11, n_layer=1, n_head=2, n_embd=36)))
     x = torch.zeros(1, 20, dtype=torch.long)
