@@ -359,6 +359,14 @@ def mnist(test_data, tmp_path, monkeypatch):
 
 # ---------------------------------------------------------------------------- the C++ kernel
 
+@pytest.fixture
+def threads():
+    """A function that sets the number of threads until the end of the test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
 def require_compiler():
     kernel.load.cache_clear()
     if kernel.load() is None:

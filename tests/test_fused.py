@@ -42,19 +42,15 @@ def calls(monkeypatch):
     ('llama', ['RMSNorm', 'SplitHeads', 'Attention', 'RMSNorm', 'SwiGLU'] * 2 + ['RMSNorm']),
     ('qwen3', ['RMSNorm', 'SplitHeads', 'Attention', 'RMSNorm', 'SwiGLU'] * 2 + ['RMSNorm']),
 ])
-@pytest.mark.parametrize('threads', [1, 3])
-def test_loss_and_gradients_are_the_same(kind, expected, threads, compiled, calls):
+@pytest.mark.parametrize('n_threads', [1, 3])
+def test_loss_and_gradients_are_the_same(kind, expected, n_threads, compiled, calls, threads):
     model = random_gpt(kind).train()
     fast = fused.use(copy.deepcopy(model))
     exact_loss, exact = step(copy.deepcopy(model).double())
-    n_threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(threads)
-        loss, grads = step(fast)
-        assert calls == expected
-        again, grads_again = step(fast)
-    finally:
-        torch.set_num_threads(n_threads)
+    threads(n_threads)
+    loss, grads = step(fast)
+    assert calls == expected
+    again, grads_again = step(fast)
 
     # As close to double precision as float32 can be expected to be, and the same bits each time.
     assert abs(loss - exact_loss) < 1e-5 * exact_loss
@@ -82,25 +78,21 @@ def test_odd_sizes(change, compiled):
     assert largest_error(grads, exact) < 3e-5
 
 
-@pytest.mark.parametrize('threads', [1, 3])
-def test_cores_share_large_tensors(threads, compiled):
+@pytest.mark.parametrize('n_threads', [1, 3])
+def test_cores_share_large_tensors(n_threads, compiled, threads):
     """Enough numbers in each operation that kernel.cpp starts the other cores."""
     torch.manual_seed(6)
     config = GPTConfig(block_size=128, vocab_size=11, n_layer=1, n_head=4, n_embd=64, **KINDS['qwen3'])
     model = GPT(config)
     x, y = torch.randint(11, (2, 33, config.block_size))
     assert x.numel() * config.n_embd > 5 * 50_000
-    n_threads = torch.get_num_threads()
 
     def gradients(model):
         model(x, y)[1].backward()
         return [p.grad for p in model.parameters()]
 
-    try:
-        torch.set_num_threads(threads)
-        grads = gradients(fused.use(copy.deepcopy(model)))
-    finally:
-        torch.set_num_threads(n_threads)
+    threads(n_threads)
+    grads = gradients(fused.use(copy.deepcopy(model)))
     assert largest_error(grads, gradients(model.double())) < 3e-5
 
 
@@ -225,19 +217,15 @@ def test_attention_that_the_kernel_cannot_compute(change, compiled, calls):
     assert 'Attention' not in calls
 
 
-def test_attention_where_cores_would_have_nothing_to_do(compiled, calls):
+def test_attention_where_cores_would_have_nothing_to_do(compiled, calls, threads):
     model = fused.use(GPT(GPTConfig(block_size=20, vocab_size=11, n_layer=1, n_head=2, n_embd=36)))
     x = torch.zeros(1, 20, dtype=torch.long)
-    n_threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(3)
-        model(x)
-        assert calls == []
-        torch.set_num_threads(2)
-        model(x)
-        assert calls == ['Attention']
-    finally:
-        torch.set_num_threads(n_threads)
+    threads(3)
+    model(x)
+    assert calls == []
+    threads(2)
+    model(x)
+    assert calls == ['Attention']
 
 
 # ---------------------------------------------------------------------------- the other operations
@@ -258,23 +246,19 @@ def test_swiglu_is_exact_at_any_size(compiled):
         torch.testing.assert_close(a.double(), b, rtol=2e-6, atol=2e-6)
 
 
-@pytest.mark.parametrize('threads', [1, 3])
-def test_dropout(threads, compiled):
+@pytest.mark.parametrize('n_threads', [1, 3])
+def test_dropout(n_threads, compiled, threads):
     p = 0.2
     x = torch.randn(37, 1234, 5).requires_grad_()
-    n_threads = torch.get_num_threads()
 
     def drop(seed):
         torch.manual_seed(seed)
         return fused.Dropout.apply(x, p)
 
-    try:
-        torch.set_num_threads(threads)
-        y = drop(1)
-        dx, = torch.autograd.grad(y, x, torch.ones_like(y))
-        again, other = drop(1), drop(2)
-    finally:
-        torch.set_num_threads(n_threads)
+    threads(n_threads)
+    y = drop(1)
+    dx, = torch.autograd.grad(y, x, torch.ones_like(y))
+    again, other = drop(1), drop(2)
 
     # The gradient shows the factors: 0 or 1 / (1 - p).
     kept = dx > 0

@@ -19,14 +19,6 @@ from gradus.tokenizer import build_tokenizer
 from model import GPT, GPTConfig, KVCache
 
 
-@pytest.fixture
-def threads():
-    """A function that sets the number of threads until the end of the test."""
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
 def linear(n_in, n_out, bias):
     torch.manual_seed(3)
     return torch.nn.Linear(n_in, n_out, bias=bias).requires_grad_(False)

@@ -205,17 +205,14 @@ def test_rms_norm_in_double_precision(compiled):
     assert kernel.rms_norm(x[..., :69], norm.weight.float(), 1e-4) is None
 
 
-@pytest.mark.parametrize('threads', [2, 3])
-def test_the_number_of_threads_changes_nothing(threads, compiled):
+@pytest.mark.parametrize('n_threads', [2, 3])
+def test_the_number_of_threads_changes_nothing(n_threads, compiled, threads):
     matrix, x = linear(96, 1001), torch.randn(2, 96)
     layer, packed = Int8Linear(matrix), PackedLinear(matrix)
     heads, cached = torch.randn(2, 24, 64), torch.randn(2, 2, 8, 100, 64)
     one = layer(x), packed(x), kernel.attend(heads.clone(), (), 0.0, (), *cached.clone(), 99)
-    try:
-        torch.set_num_threads(threads)
-        many = layer(x), packed(x), kernel.attend(heads.clone(), (), 0.0, (), *cached.clone(), 99)
-    finally:
-        torch.set_num_threads(1)
+    threads(n_threads)
+    many = layer(x), packed(x), kernel.attend(heads.clone(), (), 0.0, (), *cached.clone(), 99)
     assert all(map(torch.equal, one, many))
 
 
