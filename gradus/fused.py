@@ -5,6 +5,9 @@ RMSNorm, rotary positions and SwiGLU are a few multiplications for each number, 
 operations, and every one of them reads and writes memory again. Here each is one operation of kernel.cpp, forward and
 backward: the same numbers, up to rounding. So are attention, which PyTorch is slow at where heads are narrow, and
 dropout, whose random numbers PyTorch draws one by one. What kernel.cpp and attention.cpp cannot do is left to model.py.
+
+All of this is computed in float32. Under autocast, the products of matrices are bfloat16, which some processors compute
+twice as fast; so what comes from a matrix or goes to one, marked T, is bfloat16 too.
 """
 
 import torch
@@ -16,13 +19,15 @@ from model import CausalSelfAttention, FeedForward
 
 
 class RMSNorm(torch.autograd.Function):
-    """y = weight x / sqrt(mean of x^2 + eps), for x (..., C), weight (C,). Zhang & Sennrich 2019, equation 4."""
+    """
+    y = weight x / sqrt(mean of x^2 + eps), for x (..., C), weight (C,), in dtype. Zhang & Sennrich 2019, equation 4.
+    """
 
     @staticmethod
-    def forward(ctx, x, weight, eps):
+    def forward(ctx, x, weight, eps, dtype=torch.float32):
         ctx.save_for_backward(x, weight)
         ctx.eps = eps
-        return kernel.rms_norm(x, weight, eps)
+        return kernel.rms_norm(x, weight, eps, dtype)
 
     @staticmethod
     @once_differentiable
@@ -32,15 +37,15 @@ class RMSNorm(torch.autograd.Function):
         dy = dy.contiguous()
         dx = torch.empty_like(x)
         dweight = weight.new_zeros(torch.get_num_threads(), C)                  # each core sums its own part
-        kernel.load().rms_norm_backward(*kernel.pointers(x, weight, dy, dx, dweight), x.numel() // C, C, len(dweight),
-                                        ctx.eps)
-        return dx, dweight.sum(dim=0), None
+        kernel.load().rms_norm_backward(*kernel.pointers(x, weight, dy, dx, dweight), kernel.bits(dy), len(dweight),
+                                        x.numel() // C, C, ctx.eps)
+        return dx, dweight.sum(dim=0), None, None
 
 
 class SplitHeads(torch.autograd.Function):
     """
-    CausalSelfAttention.split: heads (B, T, H + 2G, D) -> q (B, H, T, D), k, v (B, G, T, D). q_norm, k_norm: weights
-    (D,), or None twice; cos, sin: (T, D/2), or None twice.
+    CausalSelfAttention.split: heads (B, T, H + 2G, D), T -> q (B, H, T, D), k, v (B, G, T, D), float32. q_norm, k_norm:
+    weights (D,), or None twice; cos, sin: (T, D/2), or None twice.
     """
 
     @staticmethod
@@ -50,10 +55,11 @@ class SplitHeads(torch.autograd.Function):
         ctx.save_for_backward(heads, q_norm, k_norm, cos, sin)
         ctx.sizes = B * T, T, H, G, D
         ctx.eps = eps
-        q = heads.new_empty(B, T, H, D)
-        k = heads.new_empty(B, T, G, D)
-        v = heads.new_empty(B, T, G, D)
-        kernel.load().split_heads(*kernel.pointers(heads, q_norm, k_norm, cos, sin, q, k, v), *ctx.sizes, eps)
+        q = heads.new_empty(B, T, H, D, dtype=torch.float32)
+        k = heads.new_empty(B, T, G, D, dtype=torch.float32)
+        v = heads.new_empty(B, T, G, D, dtype=torch.float32)
+        kernel.load().split_heads(*kernel.pointers(heads, q_norm, k_norm, cos, sin, q, k, v), kernel.bits(heads),
+                                  *ctx.sizes, eps)
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
     @staticmethod
@@ -62,10 +68,10 @@ class SplitHeads(torch.autograd.Function):
         heads, q_norm, k_norm, cos, sin = ctx.saved_tensors
         dq, dk, dv = [d.transpose(1, 2).contiguous() for d in (dq, dk, dv)]     # (B, T, H or G, D)
         dheads = torch.empty_like(heads)
-        dnorms = heads.new_zeros(2, torch.get_num_threads(), heads.size(-1))    # (2, cores, D), of q_norm and k_norm
+        dnorms = dq.new_zeros(2, torch.get_num_threads(), dq.size(-1))          # (2, cores, D), of q_norm and k_norm
         kernel.load().split_heads_backward(
             *kernel.pointers(heads, q_norm, k_norm, cos, sin, dq, dk, dv, dheads, *dnorms),
-            *ctx.sizes, dnorms.size(1), ctx.eps)
+            kernel.bits(heads), dnorms.size(1), *ctx.sizes, ctx.eps)
         dnorms = dnorms.sum(dim=1) if q_norm is not None else (None, None)
         return dheads, *dnorms, None, None, None, None
 
@@ -109,13 +115,13 @@ class Attention(torch.autograd.Function):
 
 
 class SwiGLU(torch.autograd.Function):
-    """silu(gate) * up, for gate and up of one shape. Shazeer 2020, equation 6, between its matrices."""
+    """silu(gate) * up, for gate and up of one shape, T. Shazeer 2020, equation 6, between its matrices."""
 
     @staticmethod
     def forward(ctx, gate, up):
         ctx.save_for_backward(gate, up)
         y = torch.empty_like(gate)
-        kernel.load().swiglu(*kernel.pointers(gate, up, y), gate.numel())
+        kernel.load().swiglu(*kernel.pointers(gate, up, y), kernel.bits(y), y.numel())
         return y
 
     @staticmethod
@@ -124,12 +130,12 @@ class SwiGLU(torch.autograd.Function):
         gate, up = ctx.saved_tensors
         dy = dy.contiguous()
         dgate, dup = torch.empty_like(gate), torch.empty_like(up)
-        kernel.load().swiglu_backward(*kernel.pointers(gate, up, dy, dgate, dup), gate.numel())
+        kernel.load().swiglu_backward(*kernel.pointers(gate, up, dy, dgate, dup), kernel.bits(dy), dy.numel())
         return dgate, dup
 
 
 class Dropout(torch.autograd.Function):
-    """Multiply each number of x by 0, with probability p, or else by 1 / (1 - p). Hinton et al. 2012."""
+    """Multiply each number of x, T, by 0, with probability p, or else by 1 / (1 - p). Hinton et al. 2012."""
 
     @staticmethod
     def forward(ctx, x, p):
@@ -144,7 +150,7 @@ class Dropout(torch.autograd.Function):
 
 def drop(x, p, seed):
     y = torch.empty_like(x)
-    kernel.load().dropout(*kernel.pointers(x, y), x.numel(), p, seed)
+    kernel.load().dropout(*kernel.pointers(x, y), kernel.bits(x), x.numel(), p, seed)
     return y
 
 
@@ -155,16 +161,22 @@ def draw_seed():
 
 # ---------------------------------------------------------------------------- the modules that use them
 
+def matrix_dtype():
+    """What the matrices of the model are multiplied in: T."""
+    return torch.get_autocast_dtype('cpu') if torch.is_autocast_enabled('cpu') else torch.float32
+
+
 class FusedRMSNorm(nn.RMSNorm):
     def forward(self, x):                                                       # (..., C)
-        if kernel.ready(x, self.weight):
-            return RMSNorm.apply(x, self.weight, self.eps)
+        dtype = matrix_dtype()
+        if dtype in kernel.NUMBERS and kernel.ready(x, self.weight):
+            return RMSNorm.apply(x, self.weight, self.eps, dtype)
         return super().forward(x)
 
 
 class FusedDropout(nn.Dropout):
     def forward(self, x):                                                       # of any shape
-        if self.p and self.training and kernel.ready(x):
+        if self.p and self.training and kernel.ready(x, dtype=x.dtype):
             return Dropout.apply(x, self.p)
         return super().forward(x)
 
@@ -173,24 +185,30 @@ class FusedAttention(CausalSelfAttention):
     def split(self, heads, angles=None):                                        # (B, T, H + 2G, D)
         c = self.config
         norms = (self.q_norm.weight, self.k_norm.weight) if c.qk_norm else ()
-        if not (c.qk_norm or angles) or not kernel.ready(heads, *norms, *(angles or ())):
+        known = heads.dtype == torch.float32 or self.plain and torch.is_autocast_enabled('cpu')
+        if not known or not kernel.ready(heads, dtype=heads.dtype) or not kernel.ready(*norms, *(angles or ())):
             return super().split(heads, angles)
+        if not (c.qk_norm or angles):                 # nothing to compute
+            return super().split(heads.float())
         return SplitHeads.apply(heads, *(norms or (None, None)), *(angles or (None, None)), c.n_head, c.eps)
 
     def attend(self, q, k, v, mask=None):                                       # (B, H, T, D), (B, G, T, D) twice
-        c = self.config
-        plain = (c.score, c.mask) == ('dot', 'causal')
         whole = mask is None and q.size(2) == k.size(2)                         # no cache
         shared = k.size(0) * k.size(1) >= torch.get_num_threads()               # each core has work
-        if plain and whole and shared and kernel.ready(q, k, v, contiguous=False):
-            return Attention.apply(q, k, v, c.dropout if self.training else 0.0)
+        if self.plain and whole and shared and kernel.ready(q, k, v, contiguous=False):
+            return Attention.apply(q, k, v, self.config.dropout if self.training else 0.0)
         return super().attend(q, k, v, mask)
+
+    @property
+    def plain(self):
+        """Is it the attention that `Attention` computes?"""
+        return (self.config.score, self.config.mask) == ('dot', 'causal')
 
 
 class FusedFeedForward(FeedForward):                                            # SwiGLU only
     def forward(self, x):                                                       # (B, T, C)
         gate, up = self.c_gate(x), self.c_fc(x)                                 # (B, T, F)
-        h = SwiGLU.apply(gate, up) if kernel.ready(gate, up) else self.act(gate) * up
+        h = SwiGLU.apply(gate, up) if kernel.ready(gate, up, dtype=gate.dtype) else self.act(gate) * up
         return self.dropout(self.c_proj(h))
 
 

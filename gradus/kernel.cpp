@@ -3,7 +3,8 @@
 // them.
 //
 // The loops are plain: the compiler turns them into the widest instructions of the processor. All arrays are
-// contiguous; their shapes are in brackets.
+// contiguous; their shapes are in brackets. A number of type T is float, or bfloat16 if the matrices of a training step
+// are multiplied in that.
 
 #include <algorithm>
 #include <cmath>
@@ -19,6 +20,15 @@ static const int64_t PARALLEL = 50000;
 
 // Long arrays in parts of this size, shared among the cores.
 static const int64_t PART = 4096;
+
+// Call function with a number of that many bits: its type is T.
+template <typename Function>
+static void with_type(int64_t bits, Function function) {
+    if (bits == 32)
+        function(float());
+    else
+        function(bfloat16());
+}
 
 // ---------------------------------------------------------------------------- y = x W^T + b, W in 8 bits
 
@@ -100,41 +110,60 @@ extern "C" void int8_linear(const float* x, const int8_t* w, const float* w_scal
 // ---------------------------------------------------------------------------- RMSNorm
 
 // y = weight x / sqrt(mean of x^2 + eps), for one row x (C); y may be x.
-static void rms_norm_row(const float* x, const float* weight, float* y, int64_t C, float eps) {
+template <typename T>
+static void rms_norm_row(const float* x, const float* weight, T* y, int64_t C, float eps) {
     const float scale = 1 / std::sqrt(dot(x, x, C) / C + eps);
     for (int64_t c = 0; c < C; c++)
-        y[c] = x[c] * scale * weight[c];
+        narrow(x[c] * scale * weight[c], &y[c]);
 }
 
-// The same for each row of x (n, C); y may be x.
-extern "C" void rms_norm(const float* x, const float* weight, float* y, int64_t n, int64_t C, float eps) {
+// The same for each row of x (n, C).
+template <typename T>
+static void rms_norm_rows(const float* x, const float* weight, T* y, int64_t n, int64_t C, float eps) {
     #pragma omp parallel for if (n * C > PARALLEL)
     for (int64_t i = 0; i < n; i++)
         rms_norm_row(x + i * C, weight, y + i * C, C, eps);
 }
 
+extern "C" void rms_norm(const float* x, const float* weight, void* y, int64_t bits, int64_t n, int64_t C, float eps) {
+    with_type(bits, [&](auto number) {
+        typedef decltype(number) T;
+        rms_norm_rows(x, weight, (T*)y, n, C, eps);
+    });
+}
+
 // From the gradient dy of a row y (C) to that of x; what the row adds to the gradient of the weight goes to dweight.
-static void rms_norm_row_backward(const float* __restrict x, const float* __restrict weight, const float* __restrict dy,
+template <typename T>
+static void rms_norm_row_backward(const float* __restrict x, const float* __restrict weight, const T* __restrict dy,
                                   float* __restrict dx, float* __restrict dweight, int64_t C, float eps) {
     const float scale = 1 / std::sqrt(dot(x, x, C) / C + eps);
     float sum = 0;
     #pragma omp simd reduction(+ : sum)
     for (int64_t c = 0; c < C; c++)
-        sum += dy[c] * weight[c] * x[c];
+        sum += widen(dy[c]) * weight[c] * x[c];
     const float along = sum * scale * scale * scale / C;  // a longer x only changes the scale
     for (int64_t c = 0; c < C; c++) {
-        dweight[c] += dy[c] * x[c] * scale;
-        dx[c] = dy[c] * weight[c] * scale - x[c] * along;
+        dweight[c] += widen(dy[c]) * x[c] * scale;
+        dx[c] = widen(dy[c]) * weight[c] * scale - x[c] * along;
     }
 }
 
 // The same for each row of x (n, C), in as many parts as there are cores: dweight (parts, C) is to be summed.
-extern "C" void rms_norm_backward(const float* x, const float* weight, const float* dy, float* dx, float* dweight,
-                                  int64_t n, int64_t C, int64_t parts, float eps) {
+template <typename T>
+static void rms_norm_rows_backward(const float* x, const float* weight, const T* dy, float* dx, float* dweight,
+                                   int64_t parts, int64_t n, int64_t C, float eps) {
     #pragma omp parallel for if (n * C > PARALLEL)
     for (int64_t p = 0; p < parts; p++)
         for (int64_t i = n * p / parts; i < n * (p + 1) / parts; i++)
             rms_norm_row_backward(x + i * C, weight, dy + i * C, dx + i * C, dweight + p * C, C, eps);
+}
+
+extern "C" void rms_norm_backward(const float* x, const float* weight, const void* dy, float* dx, float* dweight,
+                                  int64_t bits, int64_t parts, int64_t n, int64_t C, float eps) {
+    with_type(bits, [&](auto number) {
+        typedef decltype(number) T;
+        rms_norm_rows_backward(x, weight, (const T*)dy, dx, dweight, parts, n, C, eps);
+    });
 }
 
 // ---------------------------------------------------------------------------- queries, keys and values
@@ -150,53 +179,92 @@ static void rotate(float* x, const float* cos, const float* sin, int64_t D, floa
     }
 }
 
-// heads (n, H + 2 G, D) of n tokens, T in each text -> q (n, H, D), k and v (n, G, D). Queries and keys are normalized
-// with q_norm, k_norm (D) and eps, then rotated by cos, sin (T, D / 2), unless those are null.
-extern "C" void split_heads(const float* heads, const float* q_norm, const float* k_norm, const float* cos,
-                            const float* sin, float* q, float* k, float* v,
-                            int64_t n, int64_t T, int64_t H, int64_t G, int64_t D, float eps) {
-    #pragma omp parallel for if (n * H * D > PARALLEL)
-    for (int64_t i = 0; i < n; i++) {
-        const float* row = heads + i * (H + 2 * G) * D;
-        const int64_t angle = i % T * (D / 2);
+template <typename T>
+static void widen_row(const T* x, float* y, int64_t n) {
+    for (int64_t i = 0; i < n; i++)
+        y[i] = widen(x[i]);
+}
+
+template <typename T>
+static void narrow_row(const float* x, T* y, int64_t n) {
+    for (int64_t i = 0; i < n; i++)
+        narrow(x[i], &y[i]);
+}
+
+// The heads of n tokens, and what becomes of them: queries and keys are normalized with q_norm, k_norm (D) and eps,
+// then rotated by cos, sin (tokens in each text, D / 2), unless those are null.
+struct Heads {
+    const float *q_norm, *k_norm, *cos, *sin;
+    int64_t n, tokens, H, G, D;
+    float eps;
+};
+
+// heads (n, H + 2 G, D) -> q (n, H, D), k and v (n, G, D).
+template <typename T>
+static void split(const Heads& s, const T* heads, float* q, float* k, float* v) {
+    const int64_t H = s.H, G = s.G, D = s.D;
+    #pragma omp parallel for if (s.n * H * D > PARALLEL)
+    for (int64_t i = 0; i < s.n; i++) {
+        const T* row = heads + i * (H + 2 * G) * D;
+        const int64_t angle = i % s.tokens * (D / 2);
         for (int64_t h = 0; h < H + G; h++, row += D) {
             float* y = h < H ? q + (i * H + h) * D : k + (i * G + h - H) * D;
-            if (q_norm)
-                rms_norm_row(row, h < H ? q_norm : k_norm, y, D, eps);
-            else
-                std::copy_n(row, D, y);
-            if (cos)
-                rotate(y, cos + angle, sin + angle, D, 1);
+            widen_row(row, y, D);
+            if (s.q_norm)
+                rms_norm_row(y, h < H ? s.q_norm : s.k_norm, y, D, s.eps);
+            if (s.cos)
+                rotate(y, s.cos + angle, s.sin + angle, D, 1);
         }
-        std::copy_n(row, G * D, v + i * G * D);
+        widen_row(row, v + i * G * D, G * D);
     }
 }
 
 // From the gradients dq, dk, dv to that of heads; dq_norm and dk_norm (parts, D) are to be summed.
-extern "C" void split_heads_backward(const float* heads, const float* q_norm, const float* k_norm, const float* cos,
-                                     const float* sin, const float* dq, const float* dk, const float* dv,
-                                     float* dheads, float* dq_norm, float* dk_norm,
-                                     int64_t n, int64_t T, int64_t H, int64_t G, int64_t D, int64_t parts, float eps) {
-    #pragma omp parallel for if (n * H * D > PARALLEL)
+template <typename T>
+static void split_backward(const Heads& s, const T* heads, const float* dq, const float* dk, const float* dv,
+                           T* dheads, float* dq_norm, float* dk_norm, int64_t parts) {
+    const int64_t H = s.H, G = s.G, D = s.D;
+    #pragma omp parallel for if (s.n * H * D > PARALLEL)
     for (int64_t p = 0; p < parts; p++) {
-        std::vector<float> dy(D);
-        for (int64_t i = n * p / parts; i < n * (p + 1) / parts; i++) {
-            const int64_t start = i * (H + 2 * G) * D, angle = i % T * (D / 2);
-            const float* row = heads + start;
-            float* drow = dheads + start;
+        std::vector<float> x(D), dx(D), dy(D);
+        for (int64_t i = s.n * p / parts; i < s.n * (p + 1) / parts; i++) {
+            const int64_t start = i * (H + 2 * G) * D, angle = i % s.tokens * (D / 2);
+            const T* row = heads + start;
+            T* drow = dheads + start;
             for (int64_t h = 0; h < H + G; h++, row += D, drow += D) {
                 std::copy_n(h < H ? dq + (i * H + h) * D : dk + (i * G + h - H) * D, D, dy.data());
-                if (cos)
-                    rotate(dy.data(), cos + angle, sin + angle, D, -1);
-                if (q_norm)
-                    rms_norm_row_backward(row, h < H ? q_norm : k_norm, dy.data(), drow,
-                                          (h < H ? dq_norm : dk_norm) + p * D, D, eps);
-                else
-                    std::copy_n(dy.data(), D, drow);
+                if (s.cos)
+                    rotate(dy.data(), s.cos + angle, s.sin + angle, D, -1);
+                if (s.q_norm) {
+                    widen_row(row, x.data(), D);
+                    rms_norm_row_backward(x.data(), h < H ? s.q_norm : s.k_norm, dy.data(), dx.data(),
+                                          (h < H ? dq_norm : dk_norm) + p * D, D, s.eps);
+                }
+                narrow_row(s.q_norm ? dx.data() : dy.data(), drow, D);
             }
-            std::copy_n(dv + i * G * D, G * D, drow);
+            narrow_row(dv + i * G * D, drow, G * D);
         }
     }
+}
+
+extern "C" void split_heads(const void* heads, const float* q_norm, const float* k_norm, const float* cos,
+                            const float* sin, float* q, float* k, float* v, int64_t bits,
+                            int64_t n, int64_t tokens, int64_t H, int64_t G, int64_t D, float eps) {
+    with_type(bits, [&](auto number) {
+        typedef decltype(number) T;
+        split<T>({q_norm, k_norm, cos, sin, n, tokens, H, G, D, eps}, (const T*)heads, q, k, v);
+    });
+}
+
+extern "C" void split_heads_backward(const void* heads, const float* q_norm, const float* k_norm, const float* cos,
+                                     const float* sin, const float* dq, const float* dk, const float* dv,
+                                     void* dheads, float* dq_norm, float* dk_norm, int64_t bits, int64_t parts,
+                                     int64_t n, int64_t tokens, int64_t H, int64_t G, int64_t D, float eps) {
+    with_type(bits, [&](auto number) {
+        typedef decltype(number) T;
+        split_backward<T>({q_norm, k_norm, cos, sin, n, tokens, H, G, D, eps}, (const T*)heads, dq, dk, dv, (T*)dheads,
+                          dq_norm, dk_norm, parts);
+    });
 }
 
 // ---------------------------------------------------------------------------- SwiGLU
@@ -206,44 +274,72 @@ static float sigmoid(float x) {
 }
 
 // y = silu(gate) up, for n numbers; silu(x) = x sigmoid(x).
-static void swiglu_part(const float* __restrict gate, const float* __restrict up, float* __restrict y, int64_t n) {
-    for (int64_t i = 0; i < n; i++)
-        y[i] = gate[i] * sigmoid(gate[i]) * up[i];
-}
-
-// From the gradient dy to those of gate and up.
-static void swiglu_part_backward(const float* __restrict gate, const float* __restrict up, const float* __restrict dy,
-                                 float* __restrict dgate, float* __restrict dup, int64_t n) {
+template <typename T>
+static void swiglu_part(const T* __restrict gate, const T* __restrict up, T* __restrict y, int64_t n) {
     for (int64_t i = 0; i < n; i++) {
-        const float s = sigmoid(gate[i]);
-        dgate[i] = dy[i] * up[i] * s * (1 + gate[i] * (1 - s));
-        dup[i] = dy[i] * gate[i] * s;
+        const float x = widen(gate[i]);
+        narrow(x * sigmoid(x) * widen(up[i]), &y[i]);
     }
 }
 
-extern "C" void swiglu(const float* gate, const float* up, float* y, int64_t n) {
+// From the gradient dy to those of gate and up.
+template <typename T>
+static void swiglu_part_backward(const T* __restrict gate, const T* __restrict up, const T* __restrict dy,
+                                 T* __restrict dgate, T* __restrict dup, int64_t n) {
+    for (int64_t i = 0; i < n; i++) {
+        const float x = widen(gate[i]), d = widen(dy[i]), s = sigmoid(x);
+        narrow(d * widen(up[i]) * s * (1 + x * (1 - s)), &dgate[i]);
+        narrow(d * x * s, &dup[i]);
+    }
+}
+
+template <typename T>
+static void swiglu_all(const T* gate, const T* up, T* y, int64_t n) {
     #pragma omp parallel for if (n > PARALLEL)
     for (int64_t i = 0; i < n; i += PART)
         swiglu_part(gate + i, up + i, y + i, std::min(PART, n - i));
 }
 
-extern "C" void swiglu_backward(const float* gate, const float* up, const float* dy, float* dgate, float* dup,
-                                int64_t n) {
+template <typename T>
+static void swiglu_all_backward(const T* gate, const T* up, const T* dy, T* dgate, T* dup, int64_t n) {
     #pragma omp parallel for if (n > PARALLEL)
     for (int64_t i = 0; i < n; i += PART)
         swiglu_part_backward(gate + i, up + i, dy + i, dgate + i, dup + i, std::min(PART, n - i));
 }
 
+extern "C" void swiglu(const void* gate, const void* up, void* y, int64_t bits, int64_t n) {
+    with_type(bits, [&](auto number) {
+        typedef decltype(number) T;
+        swiglu_all((const T*)gate, (const T*)up, (T*)y, n);
+    });
+}
+
+extern "C" void swiglu_backward(const void* gate, const void* up, const void* dy, void* dgate, void* dup,
+                                int64_t bits, int64_t n) {
+    with_type(bits, [&](auto number) {
+        typedef decltype(number) T;
+        swiglu_all_backward((const T*)gate, (const T*)up, (const T*)dy, (T*)dgate, (T*)dup, n);
+    });
+}
+
 // ---------------------------------------------------------------------------- dropout
 
 // y = x, where each of n numbers is multiplied by 0, with probability p, or else by 1 / (1 - p).
-extern "C" void dropout(const float* x, float* y, int64_t n, float p, uint64_t seed) {
+template <typename T>
+static void dropout_all(const T* x, T* y, int64_t n, float p, uint64_t seed) {
     #pragma omp parallel for if (n > PARALLEL)
     for (int64_t i = 0; i < n; i += PART) {
         const int64_t size = std::min(PART, n - i);
         std::copy_n(x + i, size, y + i);
         drop(y + i, size, p, seed, i);
     }
+}
+
+extern "C" void dropout(const void* x, void* y, int64_t bits, int64_t n, float p, uint64_t seed) {
+    with_type(bits, [&](auto number) {
+        typedef decltype(number) T;
+        dropout_all((const T*)x, (T*)y, n, p, seed);
+    });
 }
 
 // ---------------------------------------------------------------------------- attention of one new token
@@ -279,8 +375,8 @@ extern "C" void attend(float* heads, const float* q_norm, const float* k_norm, c
     for (int64_t b = 0; b < B; b++) {
         float* head = heads + b * (H + 2 * G) * D;
         if (q_norm) {
-            rms_norm(head, q_norm, head, H, D, eps);
-            rms_norm(head + H * D, k_norm, head + H * D, G, D, eps);
+            rms_norm_rows(head, q_norm, head, H, D, eps);
+            rms_norm_rows(head + H * D, k_norm, head + H * D, G, D, eps);
         }
         for (int64_t h = 0; cos && h < H + G; h++)
             rotate(head + h * D, cos, sin, D, 1);

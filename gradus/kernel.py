@@ -103,16 +103,16 @@ def load():
     pointer, size = ctypes.c_void_p, ctypes.c_int64
     library.attention.argtypes = [pointer] * 5 + [size] * 8 + [ctypes.c_float, ctypes.c_uint64]
     library.attention_backward.argtypes = [pointer] * 9 + [size] * 8 + [ctypes.c_float, ctypes.c_uint64]
-    library.dropout.argtypes = [pointer] * 2 + [size, ctypes.c_float, ctypes.c_uint64]
+    library.dropout.argtypes = [pointer] * 2 + [size] * 2 + [ctypes.c_float, ctypes.c_uint64]
     library.int8_linear.argtypes = [pointer] * 6 + [size] * 3
     library.attend.argtypes = [pointer] * 8 + [size] * 6 + [ctypes.c_float]
     library.linear.argtypes = [pointer] * 4 + [size] * 3
-    library.rms_norm.argtypes = [pointer] * 3 + [size] * 2 + [ctypes.c_float]
-    library.rms_norm_backward.argtypes = [pointer] * 5 + [size] * 3 + [ctypes.c_float]
-    library.split_heads.argtypes = [pointer] * 8 + [size] * 5 + [ctypes.c_float]
-    library.split_heads_backward.argtypes = [pointer] * 11 + [size] * 6 + [ctypes.c_float]
-    library.swiglu.argtypes = [pointer] * 3 + [size]
-    library.swiglu_backward.argtypes = [pointer] * 5 + [size]
+    library.rms_norm.argtypes = [pointer] * 3 + [size] * 3 + [ctypes.c_float]
+    library.rms_norm_backward.argtypes = [pointer] * 5 + [size] * 4 + [ctypes.c_float]
+    library.split_heads.argtypes = [pointer] * 8 + [size] * 6 + [ctypes.c_float]
+    library.split_heads_backward.argtypes = [pointer] * 11 + [size] * 7 + [ctypes.c_float]
+    library.swiglu.argtypes = [pointer] * 3 + [size] * 2
+    library.swiglu_backward.argtypes = [pointer] * 5 + [size] * 2
     return library
 
 
@@ -121,14 +121,22 @@ def load():
 MAX_ROWS = 16                                         # with more, PyTorch's product of matrices is faster
 
 
-def ready(*tensors, contiguous=True):
+NUMBERS = torch.float32, torch.bfloat16               # what T in kernel.cpp can be
+
+
+def ready(*tensors, contiguous=True, dtype=torch.float32):
     """Is the library there, and are all of the tensors what it can read?"""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or dtype not in NUMBERS:
         return False
     for t in tensors:
-        if t.dtype != torch.float32 or not t.is_cpu or contiguous and not t.is_contiguous():
+        if t.dtype != dtype or not t.is_cpu or contiguous and not t.is_contiguous():
             return False
     return load() is not None
+
+
+def bits(x):
+    """Of each number of x."""
+    return 8 * x.element_size()
 
 
 def pointers(*tensors):
@@ -190,11 +198,11 @@ def attend(heads, norms, eps, angles, keys, values, length):
     return y
 
 
-def rms_norm(x, weight, eps):
-    """y = weight x / sqrt(mean of x^2 + eps), the mean over the last dimension of x (..., C)."""
+def rms_norm(x, weight, eps, dtype=torch.float32):
+    """y = weight x / sqrt(mean of x^2 + eps), the mean over the last dimension of x (..., C). dtype: of y."""
     C = weight.numel()
     if not ready(x, weight) or x.size(-1) != C:
         return None
-    y = torch.empty_like(x)
-    load().rms_norm(*pointers(x, weight, y), x.numel() // C, C, eps)
+    y = torch.empty_like(x, dtype=dtype)
+    load().rms_norm(*pointers(x, weight, y), bits(y), x.numel() // C, C, eps)
     return y

@@ -56,13 +56,15 @@ def saved_by_block(config, width, device='cpu', compiled=False):
     q_size = c.n_head * c.head_width                                            # H D
     k_size = c.kv_heads * c.head_width                                          # G D
     eager_16 = width < 4 and not compiled             # autocast makes a 16-bit copy for each matmul
-    in_kernel = _in_kernel(width, device, compiled)
+    in_kernel = _in_kernel(device, compiled)
 
     # What each norm reads, and what it hands to the matrices behind it.
     saved = 2 * (_saved_by_norm(c, 4 if c.residual else width, device, compiled) + width * c.n_embd)
 
     # Queries and keys with their norms.
-    if c.qk_norm and not in_kernel:
+    fused = in_kernel and (width == 4 or _plain(c))
+    inner = 4 if fused else width                     # bytes of a number in attention
+    if c.qk_norm and not fused:
         saved += 4 * (c.n_head + c.kv_heads)          # 1 / rms
         if eager_16:
             saved += 4 * (q_size + k_size)            # norms compute in float32
@@ -71,21 +73,23 @@ def saved_by_block(config, width, device='cpu', compiled=False):
 
     # Attention: its output, then what it reads.
     saved += width * q_size
-    if _fast_attention(c, device, in_kernel):
-        saved += width * (q_size + 2 * k_size) + 4 * c.n_head
+    if _fast_attention(c, device, fused):
+        saved += inner * (q_size + 2 * k_size) + 4 * c.n_head
+        if inner != width:
+            saved += inner * q_size                   # the output, of which c_proj reads a copy
         if c.qk_norm or c.pos == 'rotary':            # queries and keys are new tensors, not views of c_attn's output
             saved += width * (q_size + k_size)
-            if in_kernel:
+            if fused:
                 saved += width * k_size               # so are values
             elif device == 'cpu':
                 saved += width * q_size               # the output once more, its heads side by side
     else:
-        saved += _saved_by_scores(c, width, device, in_kernel)
+        saved += _saved_by_scores(c, width, device, fused)
 
     # Feed-forward: before and after the activation function, and the gate's product.
     arrays = {'gelu': 2, 'gelu_tanh': 2, 'relu': 1, 'sigmoid': 1, 'swiglu': 3 if compiled or in_kernel else 4}[c.mlp]
     saved += width * c.hidden * arrays
-    if c.mlp == 'swiglu' and eager_16:
+    if c.mlp == 'swiglu' and eager_16 and not (in_kernel and c.norm == 'rmsnorm'):
         saved += width * c.n_embd                     # the input of the second matrix
 
     return saved + 2 * _saved_by_dropout(c, width, device, in_kernel)
@@ -107,21 +111,26 @@ def _saved_by_dropout(c, width, device, in_kernel):
     return c.n_embd * (width if device == 'cpu' else 1)
 
 
-def _in_kernel(width, device, compiled):
+def _in_kernel(device, compiled):
     """Are fused.py's operations used? They keep only their inputs."""
-    return device == 'cpu' and width == 4 and not compiled
+    return device == 'cpu' and not compiled
+
+
+def _plain(c):
+    """Is it the usual attention?"""
+    return (c.score, c.mask) == ('dot', 'causal')
 
 
 def _fast_attention(c, device, in_kernel):
     """Is there attention that never stores a T x T matrix? With dropout on the CPU, PyTorch has none."""
-    return (c.score, c.mask) == ('dot', 'causal') and (in_kernel or not (c.dropout and device == 'cpu'))
+    return _plain(c) and (in_kernel or not (c.dropout and device == 'cpu'))
 
 
 def _saved_by_scores(c, width, device, in_kernel):
     """Attention in steps: for each query a row of T weights (dropped out: three), and Q, K, V as they are used."""
     q_size = c.n_head * c.head_width
     rows = 3 if c.dropout else 1
-    if (c.score, c.mask) == ('dot', 'causal'):        # PyTorch's own steps compute in float32
+    if _plain(c):                                     # PyTorch's own steps compute in float32
         saved = 4 * (c.n_head * c.block_size * rows + 3 * q_size)
     else:
         saved = width * (c.n_head * c.block_size * rows + 3 * q_size)
@@ -137,7 +146,7 @@ def _saved_by_scores(c, width, device, in_kernel):
 def saved_outside_blocks(config, width, device='cpu', compiled=False):
     """The same of what is not in a block, without logits: ids and targets, the last norm and what it hands on."""
     c = config
-    dropout = _saved_by_dropout(c, 4, device, _in_kernel(width, device, compiled))
+    dropout = _saved_by_dropout(c, 4, device, _in_kernel(device, compiled))
     return 16 + _saved_by_norm(c, 4, device, compiled) + width * c.n_embd + dropout
 
 
@@ -174,7 +183,7 @@ def step(config, batch_size, optimizer='adamw', width=4, device='cpu', compiled=
         logits=logits * per_logit,
         kept_logits=logits * width,
         head=embedding,
-        scratch=tokens * _scratch(c, width, device, _in_kernel(width, device, compiled)),
+        scratch=tokens * _scratch(c, width, device, _in_kernel(device, compiled)),
         embedding=embedding * (2 * c.tie_weights + accumulate),
         update=_muon_scratch(c, width) if muon else 0,
         early=weights if accumulate else 0,

@@ -8,6 +8,7 @@ averages the gradients, and rank 0 alone prints and writes.
 import ctypes
 import importlib.util
 import os
+import platform
 import sys
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
@@ -263,7 +264,17 @@ def _choose_dtype(name, device):
     if name == 'float16' and device.type != 'cuda':
         warn(f'float16 is for CUDA; using float32 on {device.type}')
         return 'float32'
+    if name == 'bfloat16' and device.type == 'cpu' and not has_bfloat16():
+        warn('this CPU has no instructions for bfloat16; using float32, which is faster here')
+        return 'float32'
     return name
+
+
+def has_bfloat16():
+    """Can this CPU multiply bfloat16 numbers? Others convert them one by one."""
+    if platform.machine().lower() in ('x86_64', 'amd64'):
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def _join_process_group(device, backend):

@@ -27,6 +27,34 @@ static inline void store(floats x, float* y) {
     std::memcpy(y, &x, sizeof x);
 }
 
+// The upper half of a float: what the matrices of a training step are multiplied in, where dtype=bfloat16.
+struct bfloat16 {
+    uint16_t bits;
+};
+
+static inline float widen(float x) {
+    return x;
+}
+
+static inline float widen(bfloat16 x) {
+    const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
+    float y;
+    std::memcpy(&y, &bits, sizeof y);
+    return y;
+}
+
+static inline void narrow(float x, float* y) {
+    *y = x;
+}
+
+// To the nearest, halves to the even one; NaN stays NaN.
+static inline void narrow(float x, bfloat16* y) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    const uint32_t rounded = bits + 0x7fff + (bits >> 16 & 1);
+    y->bits = static_cast<uint16_t>((x != x ? bits | 0x400000 : rounded) >> 16);
+}
+
 static inline float dot(const float* a, const float* b, int64_t n) {
     float sum = 0;
     #pragma omp simd reduction(+ : sum)                   // in any order
@@ -57,7 +85,8 @@ static inline float exponential(float x) {
 
 // Dropout: multiply a row of n numbers by 0, with probability p, or else by 1 / (1 - p). What is dropped depends only on
 // the seed and the number of the row.
-static inline void drop(float* x, int64_t n, float p, uint64_t seed, uint64_t number) {
+template <typename T>
+static inline void drop(T* x, int64_t n, float p, uint64_t seed, uint64_t number) {
     if (p == 0)
         return;
     uint64_t key = (seed + number) * 0x9e3779b97f4a7c15;  // SplitMix64: Steele et al. 2014
@@ -71,6 +100,6 @@ static inline void drop(float* x, int64_t n, float p, uint64_t seed, uint64_t nu
         bits = (bits ^ bits >> 16) * 0x85ebca6b;
         bits = (bits ^ bits >> 13) * 0xc2b2ae35;
         bits = (bits ^ bits >> 16) >> 8;                  // 24 random bits
-        x[j] *= bits < threshold ? 0 : factor;
+        narrow(widen(x[j]) * (bits < threshold ? 0 : factor), &x[j]);
     }
 }

@@ -1,6 +1,7 @@
 """The fused operations of training compute what model.py computes, forward and backward, and nothing needs them."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -301,9 +302,80 @@ def test_what_the_kernel_cannot_do_is_left_to_the_model(compiled, calls):
     assert all(map(torch.equal, step(copy.deepcopy(fast).double())[1], expected))
     assert calls == []
 
+    other = GPT(replace(model.config, score='squared', dropout=0.1)).train()
     with torch.autocast('cpu', torch.bfloat16):
-        step(fast)
-    assert not {'SplitHeads', 'Attention', 'SwiGLU'} & set(calls)
+        assert all(g.isfinite().all() for g in step(fused.use(other))[1])
+    assert not {'SplitHeads', 'Attention'} & set(calls)
+
+
+@pytest.mark.parametrize('kind', ['gpt2', 'llama', 'qwen3'])
+def test_in_16_bits_only_the_products_of_matrices_are_rounded(kind, compiled, calls):
+    model = random_gpt(kind)
+    fast = fused.use(copy.deepcopy(model))
+    _, exact = step(copy.deepcopy(model).double())
+    step(fast)
+    expected = calls[:]
+    with torch.autocast('cpu', torch.bfloat16):
+        _, theirs = step(model)
+        loss, grads = step(fast)
+    assert calls == 2 * expected                      # all that run in float32
+    assert loss.dtype == torch.float32 and all(g.dtype == torch.float32 for g in grads)
+    assert 1e-3 < largest_error(grads, exact) < 2 * largest_error(theirs, exact) < 0.1
+
+
+def special(*shape):
+    """Random bfloat16 numbers of all sizes, and a few that are not finite."""
+    x = torch.randn(shape) * 10.0 ** torch.randint(-9, 9, shape)
+    for i, value in enumerate(('inf', '-inf', 'nan')):
+        x.view(-1)[97 * i::400] = float(value)
+    return x.bfloat16()
+
+
+@pytest.mark.parametrize('operation', ['rms_norm', 'split_heads', 'swiglu', 'dropout'])
+def test_in_16_bits_the_same_numbers_are_rounded(operation, compiled, threads):
+    """Inputs of 16 bits, computed in float32, and the results rounded as PyTorch rounds: to the last bit."""
+    torch.manual_seed(0)
+    threads(2)                                        # as many parts of a sum, whatever the machine
+    n, H, G, D = 50, 4, 2, 24
+    weight, weights = torch.randn(n), (torch.randn(D), torch.randn(D))
+    angles = torch.randn(2, n, D // 2)
+    functions = {
+        'rms_norm': lambda x, dtype: fused.RMSNorm.apply(x.float(), weight, 1e-6, dtype),
+        'split_heads': lambda x, _: fused.SplitHeads.apply(x, *weights, *angles, H, 1e-6),
+        'swiglu': lambda x, _: fused.SwiGLU.apply(*x.unbind()),
+        'dropout': lambda x, _: fused.Dropout.apply(x, 0.3),
+    }
+    shapes = {'split_heads': (3, n, H + 2 * G, D), 'swiglu': (2, 300, n)}
+
+    results = []
+    x = special(*shapes.get(operation, (300, n)))
+    grads = None
+    for dtype in (torch.bfloat16, torch.float32):
+        torch.manual_seed(1)
+        own = x.to(dtype).requires_grad_()
+        y = functions[operation](own, dtype)
+        y = y if isinstance(y, tuple) else (y,)
+        grads = grads or [special(*part.shape) for part in y]
+        dx, = torch.autograd.grad(y, own, [g.to(part.dtype) for g, part in zip(grads, y)])
+        assert dx.dtype == dtype
+        results.append([*y, dx])
+    for half, full in zip(*results):
+        assert 0 < full.isnan().float().mean() < 0.9
+        assert torch.allclose(half.bfloat16(), full.bfloat16(), rtol=0, atol=0, equal_nan=True)
+
+
+def test_dropout_in_16_bits(compiled, calls):
+    model = fused.use(GPT(replace(random_gpt('qwen3').config, dropout=0.1)).train())
+    step(model)
+    expected = calls[:]
+    with torch.autocast('cpu', torch.bfloat16):
+        torch.manual_seed(1)
+        loss, grads = step(model)
+        torch.manual_seed(1)
+        again, _ = step(model)
+        other, _ = step(model)
+    assert calls == 4 * expected
+    assert loss == again != other and all(g.isfinite().all() for g in grads)
 
 
 def test_without_a_compiler_the_bits_are_those_of_the_model(monkeypatch):

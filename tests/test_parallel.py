@@ -255,7 +255,29 @@ def test_cpu_defaults_and_warnings(capsys):
     assert float16.dtype == torch.float32
     assert 'using float32 on cpu' in capsys.readouterr().err
 
-    assert parallel.init('cpu', 'bfloat16').dtype == torch.bfloat16
+
+@pytest.mark.parametrize('machine, supported, expected', [
+    ('x86_64', ('_is_avx512_bf16_supported',), torch.bfloat16),
+    ('AMD64', ('_is_amx_tile_supported',), torch.bfloat16),
+    ('x86_64', ('_is_avx2_supported', '_is_avx512_supported', '_is_vnni_supported'), torch.float32),
+])
+def test_bfloat16_where_a_cpu_can_multiply_it(machine, supported, expected, monkeypatch, capsys):
+    monkeypatch.setattr('platform.machine', lambda: machine)
+    for name in dir(torch.cpu):
+        if name.startswith('_is_'):
+            monkeypatch.setattr(torch.cpu, name, lambda name=name: name in supported)
+    assert parallel.init('cpu', 'bfloat16').dtype == expected
+    assert ('no instructions for bfloat16; using float32' in capsys.readouterr().err) == (expected == torch.float32)
+
+
+def test_other_processors_ask_onednn_about_bfloat16(monkeypatch):
+    monkeypatch.setattr('platform.machine', lambda: 'arm64')
+    monkeypatch.setattr(torch.backends.mkldnn, 'is_available', lambda: False)
+    assert not parallel.has_bfloat16()
+    monkeypatch.undo()
+    monkeypatch.setattr('platform.machine', lambda: 'arm64')
+    assert parallel.has_bfloat16() == (torch.backends.mkldnn.is_available()
+                                       and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def test_sums_are_exact_beyond_float32():
