@@ -1,22 +1,23 @@
 """
 Character-level tiny Shakespeare in six seconds without a GPU: a lower loss than nanoGPT's CPU recipe (1.90) reaches in
-75 to 105 seconds.
+103 to 122 seconds.
 
     python train.py config/shakespeare_char_cpu.py
 
-On two cores of an AMD EPYC (Zen 4): 5.5 to 7.6 s from start to exit, loss 1.83 to 1.86 over the whole val split (five
+On two cores of an AMD EPYC (Zen 4): 5.4 to 6.3 s from start to exit, loss 1.85 to 1.88 over the whole val split (four
 seeds).
 """
 
 out_dir = 'out-shakespeare-char-cpu'
 device = 'cpu'
+dtype = 'bfloat16'    # float32 where the processor has no instructions for it
 eval_interval = 1000  # only at the start and at the end
 eval_iters = 10
 log_interval = 10
 
 dataset = 'shakespeare_char'
 data_order = 'shuffled'
-batch_size = 20
+batch_size = 24
 block_size = 64
 gradient_accumulation_steps = 1
 
@@ -41,7 +42,7 @@ grad_clip = 0.0       # the size of a Muon step does not depend on the gradient 
 
 lr_schedule = 'linear'
 cooldown = 0.9
-max_iters = 250
+max_iters = 195
 lr_decay_iters = max_iters
 warmup_iters = 0
 min_lr = 0
