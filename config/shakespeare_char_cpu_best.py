@@ -19,7 +19,7 @@ batch_size = 16
 block_size = 256
 gradient_accumulation_steps = 1
 
-# The text is read seventeen times. Without dropout, the model would learn it by heart.
+# The text is read many times. Without dropout, the model would learn it by heart.
 n_layer = 5
 n_head = 5
 n_embd = 160

@@ -7,7 +7,7 @@ backward: the same numbers, up to rounding. So are attention, which PyTorch is s
 dropout, whose random numbers PyTorch draws one by one. What kernel.cpp and attention.cpp cannot do is left to model.py.
 
 All of this is computed in float32. Under autocast, the products of matrices are bfloat16, which some processors compute
-twice as fast; so what comes from a matrix or goes to one, marked T, is bfloat16 too.
+twice as fast; so what comes from a matrix or goes to one is bfloat16 too.
 """
 
 import torch
@@ -20,7 +20,8 @@ from model import CausalSelfAttention, FeedForward
 
 class RMSNorm(torch.autograd.Function):
     """
-    y = weight x / sqrt(mean of x^2 + eps), for x (..., C), weight (C,), in dtype. Zhang & Sennrich 2019, equation 4.
+    y = weight x / sqrt(mean of x^2 + eps), for x (..., C), weight (C,). Zhang & Sennrich 2019, equation 4. dtype: of y,
+    float32 or bfloat16; its gradient has the same.
     """
 
     @staticmethod
@@ -44,8 +45,8 @@ class RMSNorm(torch.autograd.Function):
 
 class SplitHeads(torch.autograd.Function):
     """
-    CausalSelfAttention.split: heads (B, T, H + 2G, D), T -> q (B, H, T, D), k, v (B, G, T, D), float32. q_norm, k_norm:
-    weights (D,), or None twice; cos, sin: (T, D/2), or None twice.
+    CausalSelfAttention.split: heads (B, T, H + 2G, D), float32 or bfloat16 -> q (B, H, T, D), k, v (B, G, T, D),
+    float32. q_norm, k_norm: weights (D,), or None twice; cos, sin: (T, D/2), or None twice.
     """
 
     @staticmethod
@@ -115,7 +116,9 @@ class Attention(torch.autograd.Function):
 
 
 class SwiGLU(torch.autograd.Function):
-    """silu(gate) * up, for gate and up of one shape, T. Shazeer 2020, equation 6, between its matrices."""
+    """
+    silu(gate) * up, for gate and up of one shape, float32 or bfloat16. Shazeer 2020, equation 6, between its matrices.
+    """
 
     @staticmethod
     def forward(ctx, gate, up):
@@ -135,7 +138,10 @@ class SwiGLU(torch.autograd.Function):
 
 
 class Dropout(torch.autograd.Function):
-    """Multiply each number of x, T, by 0, with probability p, or else by 1 / (1 - p). Hinton et al. 2012."""
+    """
+    Multiply each number of x by 0, with probability p, or else by 1 / (1 - p). x: float32 or bfloat16. Hinton et al.
+    2012.
+    """
 
     @staticmethod
     def forward(ctx, x, p):
@@ -162,8 +168,13 @@ def draw_seed():
 # ---------------------------------------------------------------------------- the modules that use them
 
 def matrix_dtype():
-    """What the matrices of the model are multiplied in: T."""
+    """What the matrices of the model are multiplied in."""
     return torch.get_autocast_dtype('cpu') if torch.is_autocast_enabled('cpu') else torch.float32
+
+
+def usual_attention(config):
+    """Is it the attention that kernel.cpp and attention.cpp compute, and not one that asks what if?"""
+    return (config.score, config.mask) == ('dot', 'causal')
 
 
 class FusedRMSNorm(nn.RMSNorm):
@@ -185,7 +196,7 @@ class FusedAttention(CausalSelfAttention):
     def split(self, heads, angles=None):                                        # (B, T, H + 2G, D)
         c = self.config
         norms = (self.q_norm.weight, self.k_norm.weight) if c.qk_norm else ()
-        known = heads.dtype == torch.float32 or self.plain and torch.is_autocast_enabled('cpu')
+        known = heads.dtype == torch.float32 or usual_attention(c) and torch.is_autocast_enabled('cpu')
         if not known or not kernel.ready(heads, dtype=heads.dtype) or not kernel.ready(*norms, *(angles or ())):
             return super().split(heads, angles)
         if not (c.qk_norm or angles):                 # nothing to compute
@@ -195,14 +206,9 @@ class FusedAttention(CausalSelfAttention):
     def attend(self, q, k, v, mask=None):                                       # (B, H, T, D), (B, G, T, D) twice
         whole = mask is None and q.size(2) == k.size(2)                         # no cache
         shared = k.size(0) * k.size(1) >= torch.get_num_threads()               # each core has work
-        if self.plain and whole and shared and kernel.ready(q, k, v, contiguous=False):
+        if usual_attention(self.config) and whole and shared and kernel.ready(q, k, v, contiguous=False):
             return Attention.apply(q, k, v, self.config.dropout if self.training else 0.0)
         return super().attend(q, k, v, mask)
-
-    @property
-    def plain(self):
-        """Is it the attention that `Attention` computes?"""
-        return (self.config.score, self.config.mask) == ('dot', 'causal')
 
 
 class FusedFeedForward(FeedForward):                                            # SwiGLU only

@@ -23,6 +23,7 @@ import torch
 import torch.nn as nn
 
 from gradus import kernel
+from gradus.fused import usual_attention
 from model import CausalSelfAttention, KVCache
 
 
@@ -145,7 +146,7 @@ class FastAttention(nn.Module):
         super().__init__()
         self.plain = attention
         c = attention.config
-        self.usual = (c.score, c.mask) == ('dot', 'causal')
+        self.usual = usual_attention(c)
         self.norms = (attention.q_norm.weight, attention.k_norm.weight) if c.qk_norm else ()
 
     def forward(self, x, angles=None, cache=None, layer=0):                     # (B, T, C)

@@ -3,8 +3,8 @@
 // them.
 //
 // The loops are plain: the compiler turns them into the widest instructions of the processor. All arrays are
-// contiguous; their shapes are in brackets. A number of type T is float, or bfloat16 if the matrices of a training step
-// are multiplied in that.
+// contiguous; their shapes are in brackets. T is float, or bfloat16 if the matrices of a training step are multiplied in
+// that; the arithmetic is float either way.
 
 #include <algorithm>
 #include <cmath>
@@ -21,7 +21,7 @@ static const int64_t PARALLEL = 50000;
 // Long arrays in parts of this size, shared among the cores.
 static const int64_t PART = 4096;
 
-// Call function with a number of that many bits: its type is T.
+// Call the function with a number of that many bits. Its type is T.
 template <typename Function>
 static void with_type(int64_t bits, Function function) {
     if (bits == 32)

@@ -119,8 +119,6 @@ def load():
 # ---------------------------------------------------------------------------- its functions
 
 MAX_ROWS = 16                                         # with more, PyTorch's product of matrices is faster
-
-
 NUMBERS = torch.float32, torch.bfloat16               # what T in kernel.cpp can be
 
 
@@ -135,7 +133,7 @@ def ready(*tensors, contiguous=True, dtype=torch.float32):
 
 
 def bits(x):
-    """Of each number of x."""
+    """How many bits each number of x has, which says what T is."""
     return 8 * x.element_size()
 
 

@@ -15,6 +15,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from gradus.accounting import n_params, param_table
+from gradus.fused import usual_attention
 
 
 @dataclass
@@ -62,9 +63,9 @@ def saved_by_block(config, width, device='cpu', compiled=False):
     saved = 2 * (_saved_by_norm(c, 4 if c.residual else width, device, compiled) + width * c.n_embd)
 
     # Queries and keys with their norms.
-    fused = in_kernel and (width == 4 or _plain(c))
-    inner = 4 if fused else width                     # bytes of a number in attention
-    if c.qk_norm and not fused:
+    in_attention = in_kernel and (width == 4 or usual_attention(c))
+    inner = 4 if in_attention else width              # bytes of a number in attention
+    if c.qk_norm and not in_attention:
         saved += 4 * (c.n_head + c.kv_heads)          # 1 / rms
         if eager_16:
             saved += 4 * (q_size + k_size)            # norms compute in float32
@@ -73,18 +74,18 @@ def saved_by_block(config, width, device='cpu', compiled=False):
 
     # Attention: its output, then what it reads.
     saved += width * q_size
-    if _fast_attention(c, device, fused):
+    if _fast_attention(c, device, in_attention):
         saved += inner * (q_size + 2 * k_size) + 4 * c.n_head
         if inner != width:
             saved += inner * q_size                   # the output, of which c_proj reads a copy
         if c.qk_norm or c.pos == 'rotary':            # queries and keys are new tensors, not views of c_attn's output
             saved += width * (q_size + k_size)
-            if fused:
+            if in_attention:
                 saved += width * k_size               # so are values
             elif device == 'cpu':
                 saved += width * q_size               # the output once more, its heads side by side
     else:
-        saved += _saved_by_scores(c, width, device, fused)
+        saved += _saved_by_scores(c, width, device, in_attention)
 
     # Feed-forward: before and after the activation function, and the gate's product.
     arrays = {'gelu': 2, 'gelu_tanh': 2, 'relu': 1, 'sigmoid': 1, 'swiglu': 3 if compiled or in_kernel else 4}[c.mlp]
@@ -116,21 +117,16 @@ def _in_kernel(device, compiled):
     return device == 'cpu' and not compiled
 
 
-def _plain(c):
-    """Is it the usual attention?"""
-    return (c.score, c.mask) == ('dot', 'causal')
-
-
 def _fast_attention(c, device, in_kernel):
     """Is there attention that never stores a T x T matrix? With dropout on the CPU, PyTorch has none."""
-    return _plain(c) and (in_kernel or not (c.dropout and device == 'cpu'))
+    return usual_attention(c) and (in_kernel or not (c.dropout and device == 'cpu'))
 
 
 def _saved_by_scores(c, width, device, in_kernel):
     """Attention in steps: for each query a row of T weights (dropped out: three), and Q, K, V as they are used."""
     q_size = c.n_head * c.head_width
     rows = 3 if c.dropout else 1
-    if _plain(c):                                     # PyTorch's own steps compute in float32
+    if usual_attention(c):                            # PyTorch's own steps compute in float32
         saved = 4 * (c.n_head * c.block_size * rows + 3 * q_size)
     else:
         saved = width * (c.n_head * c.block_size * rows + 3 * q_size)

@@ -322,6 +322,11 @@ def test_in_16_bits_only_the_products_of_matrices_are_rounded(kind, compiled, ca
     assert loss.dtype == torch.float32 and all(g.dtype == torch.float32 for g in grads)
     assert 1e-3 < largest_error(grads, exact) < 2 * largest_error(theirs, exact) < 0.1
 
+    # An RMSNorm hands on what a matrix reads, so that nothing is converted once for each matrix.
+    with torch.autocast('cpu', torch.bfloat16):
+        y = fast.transformer.ln_f(torch.ones(3, model.config.n_embd))
+    assert y.dtype == (torch.float32 if kind == 'gpt2' else torch.bfloat16)
+
 
 def special(*shape):
     """Random bfloat16 numbers of all sizes, and a few that are not finite."""
@@ -362,6 +367,12 @@ def test_in_16_bits_the_same_numbers_are_rounded(operation, compiled, threads):
     for half, full in zip(*results):
         assert 0 < full.isnan().float().mean() < 0.9
         assert torch.allclose(half.bfloat16(), full.bfloat16(), rtol=0, atol=0, equal_nan=True)
+
+
+def test_nan_stays_nan_whatever_its_bits(compiled):
+    """Rounded up like a number, this NaN would become minus zero."""
+    x = torch.full((1, 40), 0x7fffffff, dtype=torch.int32).view(torch.float32)
+    assert fused.RMSNorm.apply(x, torch.ones(40), 1e-6, torch.bfloat16).isnan().all()
 
 
 def test_dropout_in_16_bits(compiled, calls):

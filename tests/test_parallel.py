@@ -274,10 +274,10 @@ def test_other_processors_ask_onednn_about_bfloat16(monkeypatch):
     monkeypatch.setattr('platform.machine', lambda: 'arm64')
     monkeypatch.setattr(torch.backends.mkldnn, 'is_available', lambda: False)
     assert not parallel.has_bfloat16()
-    monkeypatch.undo()
-    monkeypatch.setattr('platform.machine', lambda: 'arm64')
-    assert parallel.has_bfloat16() == (torch.backends.mkldnn.is_available()
-                                       and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    monkeypatch.setattr(torch.backends.mkldnn, 'is_available', lambda: True)
+    for answer in (True, False):
+        monkeypatch.setattr(torch.ops.mkldnn, '_is_mkldnn_bf16_supported', lambda answer=answer: answer)
+        assert parallel.has_bfloat16() == answer
 
 
 def test_sums_are_exact_beyond_float32():
