@@ -130,7 +130,7 @@ def show_sample(model, dataset, cfg, worker):
     if dataset.tokenizer is None or not cfg.sample_tokens:
         return ''
     was_training = model.training
-    if worker.device.type == 'cpu':                   # a copy that generates several times as fast
+    if worker.device.type == 'cpu':                   # a copy that generates faster
         model = inference.prepare(deepcopy(model), torch.float32)
     start = torch.tensor([dataset.sample_start()], device=worker.device)        # (1, T)
     sampler = Sampler(temperature=0.8, top_k=200, seeds=[cfg.seed])
