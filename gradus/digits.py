@@ -140,7 +140,7 @@ def distort(images, strength, basis):
 
     origin = torch.cat((affine, elastic), dim=2) @ basis                        # (m, 2, 784): x and y for each pixel
     grid = origin.view(m, 2, 28, 28).permute(0, 2, 3, 1)                        # (m, 28, 28, 2)
-    # Bicubic, because bilinear interpolation would blur the strokes. On MPS, PyTorch 2.10 has only the latter.
+    # Bilinear interpolation blurs the strokes, but PyTorch 2.10 has no other on MPS.
     mode = 'bilinear' if device.type == 'mps' else 'bicubic'
     pixels = F.grid_sample(images.view(m, 1, 28, 28), grid, mode, align_corners=False)
     return pixels.clamp_(0, 1).view(m, 784)           # bicubic interpolation overshoots at edges
