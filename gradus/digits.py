@@ -140,9 +140,10 @@ def distort(images, strength, basis):
 
     origin = torch.cat((affine, elastic), dim=2) @ basis                        # (m, 2, 784): x and y for each pixel
     grid = origin.view(m, 2, 28, 28).permute(0, 2, 3, 1)                        # (m, 28, 28, 2)
-    # Bilinear interpolation blurs the strokes, but PyTorch 2.10 has no other on MPS.
+
+    # Bilinear interpolation blurs the strokes, but PyTorch 2.10 has no bicubic one on MPS.
     mode = 'bilinear' if device.type == 'mps' else 'bicubic'
-    pixels = F.grid_sample(images.view(m, 1, 28, 28), grid, mode, align_corners=False)
+    pixels = F.grid_sample(images.view(m, 1, 28, 28), grid, mode, align_corners=False)      # (m, 1, 28, 28)
     return pixels.clamp_(0, 1).view(m, 784)           # bicubic interpolation overshoots at edges
 
 
