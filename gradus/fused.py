@@ -204,11 +204,16 @@ class FusedAttention(CausalSelfAttention):
         return SplitHeads.apply(heads, *(norms or (None, None)), *(angles or (None, None)), c.n_head, c.eps)
 
     def attend(self, q, k, v, mask=None):                                       # (B, H, T, D), (B, G, T, D) twice
+        (B, H), G, cores = q.shape[:2], k.size(1), torch.get_num_threads()
         whole = mask is None and q.size(2) == k.size(2)                         # no cache
-        shared = k.size(0) * k.size(1) >= torch.get_num_threads()               # each core has work
-        if usual_attention(self.config) and whole and shared and kernel.ready(q, k, v, contiguous=False):
-            return Attention.apply(q, k, v, self.config.dropout if self.training else 0.0)
-        return super().attend(q, k, v, mask)
+        if not (usual_attention(self.config) and whole and B * H >= cores and kernel.ready(q, k, v, contiguous=False)):
+            return super().attend(q, k, v, mask)
+
+        # In backward, one core takes all heads that share keys. Where that leaves others without work, each head gets
+        # keys and values of its own.
+        if B * G < cores:
+            k, v = (x.repeat_interleave(H // G, dim=1) for x in (k, v))         # (B, H, T, D)
+        return Attention.apply(q, k, v, self.config.dropout if self.training else 0.0)
 
 
 class FusedFeedForward(FeedForward):                                            # SwiGLU only
