@@ -23,7 +23,6 @@ gradient_accumulation_steps = 1
 # The text is read many times. Without dropout, the model would learn it by heart.
 n_layer = 5
 n_head = 5
-n_kv_head = 1         # the heads share keys and values: less to compute, and the loss hardly changes (Shazeer 2019)
 n_embd = 160
 n_inner = 448
 dropout = 0.1
@@ -42,7 +41,7 @@ grad_clip = 0.0       # the size of a Muon step does not depend on the gradient 
 
 lr_schedule = 'linear'
 cooldown = 0.7
-max_iters = 9000
+max_iters = 6600
 lr_decay_iters = max_iters
 warmup_iters = 0
 min_lr = 0
