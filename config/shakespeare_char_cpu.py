@@ -1,6 +1,6 @@
 """
-Character-level tiny Shakespeare in six seconds without a GPU: a lower loss than nanoGPT's CPU recipe (1.90) reaches in
-103 to 122 seconds.
+Character-level tiny Shakespeare in five seconds without a GPU: a lower loss than nanoGPT's CPU recipe (1.90) reaches in
+102 to 113 seconds.
 
     python train.py config/shakespeare_char_cpu.py
 
