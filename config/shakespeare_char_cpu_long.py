@@ -1,6 +1,5 @@
 """
-Character-level tiny Shakespeare without a GPU, in a little less time than nanoGPT's CPU recipe takes to reach a loss of
-1.90.
+Character-level tiny Shakespeare without a GPU, in less time than nanoGPT's CPU recipe takes to reach a loss of 1.90.
 
     python train.py config/shakespeare_char_cpu_long.py
 
