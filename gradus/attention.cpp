@@ -15,41 +15,55 @@
 
 #include "vector.h"
 
-// A tile of a product of matrices is kept in registers, with room for the numbers that are multiplied.
-static const int64_t ROWS = 6, COLUMNS = 2 * LANES;
+// A tile of a product of matrices, ROWS x COLUMNS, is kept in registers, with room for the numbers that are multiplied.
+#if defined(__AVX512F__) || defined(__aarch64__)
+static const int64_t ROWS = 8;                            // of 32 registers
+#else
+static const int64_t ROWS = 4;                            // of 16
+#endif
+static const int64_t COLUMNS = 2 * LANES;
 
-static const int64_t BLOCK = 8 * ROWS;                    // of queries, in backward: their rows of P fit in the cache
+// In backward, a block of P and of its gradient fit in the fastest cache. Both are multiples of ROWS and COLUMNS.
+static const int64_t QUERIES = 32, KEYS = 64;
 
 static const float INFINITE = std::numeric_limits<float>::infinity();
+static const float LOG2_E = 1.44269504f, LN_2 = 0.69314718f;
 
 // ---------------------------------------------------------------------------- products of matrices
 
-// c = a b, or c += a b: a (ROWS, K), whose a[i, k] is at a + i a_row + k a_column; b (K, COLUMNS); c (ROWS, COLUMNS).
-static void multiply_tile(const float* a, int64_t a_row, int64_t a_column, const float* b, int64_t b_row,
-                          float* c, int64_t c_row, int64_t K, bool add) {
-    floats left[ROWS] = {}, right[ROWS] = {};
+// c = a b, or c += a b: a (ROWS, K), whose a[i, k] is at a + i a_row + k a_column; b (K, V LANES); c (ROWS, V LANES).
+template <int V>
+static inline void multiply_tile(const float* a, int64_t a_row, int64_t a_column, const float* b, int64_t b_row,
+                                 float* c, int64_t c_row, int64_t K, bool add) {
+    floats sums[ROWS][V] = {};
     for (int64_t k = 0; k < K; k++) {
-        const floats b_left = load(b + k * b_row), b_right = load(b + k * b_row + LANES);
+        floats row[V];
+        #pragma GCC unroll 2
+        for (int v = 0; v < V; v++)
+            row[v] = load(b + k * b_row + v * LANES);
         #pragma GCC unroll 8
-        for (int64_t i = 0; i < ROWS; i++) {
-            const float x = a[i * a_row + k * a_column];
-            left[i] += x * b_left;
-            right[i] += x * b_right;
-        }
+        for (int64_t i = 0; i < ROWS; i++)
+            #pragma GCC unroll 2
+            for (int v = 0; v < V; v++)
+                sums[i][v] += a[i * a_row + k * a_column] * row[v];
     }
     #pragma GCC unroll 8
-    for (int64_t i = 0; i < ROWS; i++) {
-        float* row = c + i * c_row;
-        store(add ? load(row) + left[i] : left[i], row);
-        store(add ? load(row + LANES) + right[i] : right[i], row + LANES);
-    }
+    for (int64_t i = 0; i < ROWS; i++)
+        #pragma GCC unroll 2
+        for (int v = 0; v < V; v++) {
+            float* place = c + i * c_row + v * LANES;
+            store(add ? load(place) + sums[i][v] : sums[i][v], place);
+        }
 }
 
-// The same for b (K, n) and c (ROWS, n), with n a multiple of COLUMNS.
+// The same for b (K, n) and c (ROWS, n), with n a multiple of LANES.
 static void multiply(const float* a, int64_t a_row, int64_t a_column, const float* b, int64_t b_row,
                      float* c, int64_t c_row, int64_t K, int64_t n, bool add = false) {
-    for (int64_t j = 0; j < n; j += COLUMNS)
-        multiply_tile(a, a_row, a_column, b + j, b_row, c + j, c_row, K, add);
+    int64_t j = 0;
+    for (; j + COLUMNS <= n; j += COLUMNS)
+        multiply_tile<2>(a, a_row, a_column, b + j, b_row, c + j, c_row, K, add);
+    if (j < n)
+        multiply_tile<1>(a, a_row, a_column, b + j, b_row, c + j, c_row, K, add);
 }
 
 static int64_t round_up(int64_t n, int64_t multiple) {
@@ -71,133 +85,198 @@ static void transpose(const float* x, int64_t row, int64_t n, int64_t D, float* 
                 y[d * width + i] = x[i * row + d];
 }
 
-// ---------------------------------------------------------------------------- one head
+// ---------------------------------------------------------------------------- rows of P
 
-// e^x, and 0 for minus infinity.
+// Scores are in units of log2(e), so that P is a power of 2: 2^x for x up to 0, and 0 below -100 (Cephes, exp2f).
 static inline float weight(float x) {
-    return x < -87 ? 0 : exponential(x);
+    const float n = std::rint(std::max(x, -100.0f)), r = std::max(x, -100.0f) - n;
+    float p = 1.535336188e-4f;
+    p = p * r + 1.339887440e-3f;
+    p = p * r + 9.618437357e-3f;
+    p = p * r + 5.550332471e-2f;
+    p = p * r + 2.402264791e-1f;
+    p = p * r + 6.931472028e-1f;
+    p = p * r + 1;
+    uint32_t bits;
+    std::memcpy(&bits, &p, sizeof bits);
+    bits += static_cast<uint32_t>(static_cast<int32_t>(n)) << 23;                 // times 2^n
+    std::memcpy(&p, &bits, sizeof p);
+    return x < -100 ? 0 : p;
 }
 
-// Turn a row of n scores, of which the first `seen` count, into e^(score - largest), in place. Returns their sum.
-static float exponentials(float* row, int64_t seen, int64_t n, float* largest) {
-    std::fill(row + seen, row + n, -INFINITE);
-    float most = -INFINITE, sum = 0;
-    #pragma omp simd reduction(max : most)
-    for (int64_t j = 0; j < n; j++)
-        most = std::max(most, row[j]);
-    #pragma omp simd reduction(+ : sum)
-    for (int64_t j = 0; j < n; j++) {
-        row[j] = weight(row[j] - most);
-        sum += row[j];
+static float largest(const float* row, int64_t n) {       // n: a multiple of LANES
+    float most[LANES];
+    std::copy(row, row + LANES, most);
+    for (int64_t j = LANES; j < n; j += LANES)
+        for (int64_t i = 0; i < LANES; i++)
+            most[i] = row[j + i] > most[i] ? row[j + i] : most[i];
+    return *std::max_element(most, most + LANES);
+}
+
+// Turn n scores into weights 2^(score - most), in place, and drop some of them. Returns their sum before that.
+static float weights(float* row, int64_t n, float most, const Dropping dropping) {
+    float sum = 0;
+    if (dropping.p == 0) {
+        #pragma omp simd reduction(+ : sum)
+        for (int64_t j = 0; j < n; j++)
+            sum += row[j] = weight(row[j] - most);
+    } else {
+        #pragma omp simd reduction(+ : sum)
+        for (int64_t j = 0; j < n; j++) {
+            const float x = weight(row[j] - most);
+            sum += x;
+            row[j] = x * dropping.factor(j);
+        }
     }
-    *largest = most;
     return sum;
 }
 
-// q, k, v (T, D) -> y (T, D) = P V, with P = softmax(Q K^T / sqrt(D) + mask); log_sum (T): P = e^(score - log_sum).
-// first_row: number of the first row of this P among those of all heads, for dropout.
-static void head_forward(const float* q, const float* k, const float* v, float* y, float* log_sum,
-                         int64_t T, int64_t D, int64_t q_row, int64_t k_row, int64_t v_row, int64_t y_row,
-                         float dropout, uint64_t seed, uint64_t first_row) {
-    // Tiles reach beyond the last row and column, where zeros are.
-    const int64_t T_up = round_up(T + ROWS, COLUMNS), D_up = round_up(D, COLUMNS);
-    const float scale = 1 / std::sqrt(static_cast<float>(D));
-    std::vector<float> k_t(D * T_up), values(T_up * D_up), p(ROWS * T_up), queries(ROWS * D), result(ROWS * D_up);
-    transpose(k, k_row, T, D, k_t.data(), T_up);
-    copy(v, v_row, T, D, 1, values.data(), D_up);
-
-    for (int64_t t = 0; t < T; t += ROWS) {
-        const int64_t rows = std::min(ROWS, T - t);
-        const int64_t n = round_up(t + ROWS, COLUMNS);    // columns of P that some of these rows see
-        copy(q + t * q_row, q_row, rows, D, scale, queries.data(), D);
-        multiply(queries.data(), D, 1, k_t.data(), T_up, p.data(), T_up, D, n);
-
-        float sum[ROWS];
-        for (int64_t i = 0; i < rows; i++) {
-            float largest;
-            float* row = &p[i * T_up];
-            sum[i] = exponentials(row, t + i + 1, n, &largest);
-            log_sum[t + i] = largest + std::log(sum[i]);
-            drop(row, n, dropout, seed, first_row + t + i);
+// From scores and dP to P, as it is after dropout, and dS = P (dP - along), for n numbers of a row from column `first`
+// on. log_sum: of the whole row of 2^score; along: the sum of dY Y.
+static void gradients(float* p, float* ds, int64_t n, int64_t first, float log_sum, float along,
+                      const Dropping dropping) {
+    if (dropping.p == 0) {
+        #pragma omp simd
+        for (int64_t j = 0; j < n; j++) {
+            p[j] = weight(p[j] - log_sum);
+            ds[j] = p[j] * (ds[j] - along);
         }
-
-        multiply(p.data(), T_up, 1, values.data(), D_up, result.data(), D_up, t + rows, D_up);
-        for (int64_t i = 0; i < rows; i++)
-            for (int64_t d = 0; d < D; d++)
-                y[(t + i) * y_row + d] = result[i * D_up + d] / sum[i];
+    } else {
+        #pragma omp simd
+        for (int64_t j = 0; j < n; j++) {
+            const float x = weight(p[j] - log_sum), factor = dropping.factor(first + j);
+            p[j] = x * factor;
+            ds[j] = x * (ds[j] * factor - along);
+        }
     }
 }
 
-// What backward needs of the keys and values of one group, which H / G heads share.
-struct Group {
-    int64_t T, D, T_up, D_up;
-    std::vector<float> k, k_t, v_t;                       // (T_up, D_up), (D, T_up), (D, T_up)
-    std::vector<float> dk, dv;                            // (T_up, D_up): sums over the heads
+// ---------------------------------------------------------------------------- one head after the other
 
-    Group(const float* keys, const float* values, int64_t T, int64_t D, int64_t k_row, int64_t v_row)
-        : T(T), D(D), T_up(round_up(T + ROWS, COLUMNS)), D_up(round_up(D, COLUMNS)), k(T_up * D_up), k_t(D * T_up),
-          v_t(D * T_up), dk(T_up * D_up), dv(T_up * D_up) {
-        copy(keys, k_row, T, D, 1, k.data(), D_up);
-        transpose(keys, k_row, T, D, k_t.data(), T_up);
-        transpose(values, v_row, T, D, v_t.data(), T_up);
+// Zeros follow the last token, up to T_up, and the last number of each, up to D_up.
+struct Sizes {
+    int64_t T, D, T_up, D_up;
+    float scale;
+
+    Sizes(int64_t T, int64_t D)
+        : T(T), D(D), T_up(round_up(T, KEYS)), D_up(round_up(D, LANES)), scale(1 / std::sqrt(static_cast<float>(D))) {}
+};
+
+struct Forward : Sizes {
+    std::vector<float> k_t, values, queries, p, result;   // (D, T_up), (T_up, D_up), (ROWS, D), (ROWS, T_up), ...
+
+    Forward(int64_t T, int64_t D)
+        : Sizes(T, D), k_t(D * T_up), values(T_up * D_up), queries(ROWS * D), p(ROWS * T_up), result(ROWS * D_up) {}
+
+    // q, k, v (T, D) -> y (T, D) = P V, with P = softmax(Q K^T / sqrt(D) + mask); log_sum (T): P = 2^(score - log_sum).
+    // first_row: number of the first row of this P among those of all heads, for dropout.
+    void head(const float* q, const float* k, const float* v, float* y, float* log_sum,
+              int64_t q_row, int64_t k_row, int64_t v_row, int64_t y_row,
+              float dropout, uint64_t seed, uint64_t first_row) {
+        transpose(k, k_row, T, D, k_t.data(), T_up);
+        copy(v, v_row, T, D, 1, values.data(), D_up);
+
+        for (int64_t t = 0; t < T; t += ROWS) {
+            const int64_t rows = std::min(ROWS, T - t);
+            const int64_t n = round_up(t + rows, LANES);  // columns of P that some of these rows see
+            copy(q + t * q_row, q_row, rows, D, scale * LOG2_E, queries.data(), D);
+            multiply(queries.data(), D, 1, k_t.data(), T_up, p.data(), T_up, D, n);
+
+            float sum[ROWS];
+            for (int64_t i = 0; i < rows; i++) {
+                float* row = &p[i * T_up];
+                std::fill(row + t + i + 1, row + n, -INFINITE);
+                const float most = largest(row, n);
+                sum[i] = weights(row, n, most, Dropping(dropout, seed, first_row + t + i));
+                log_sum[t + i] = most + std::log2(sum[i]);
+            }
+
+            multiply(p.data(), T_up, 1, values.data(), D_up, result.data(), D_up, t + rows, D_up);
+            for (int64_t i = 0; i < rows; i++)
+                copy(&result[i * D_up], 0, 1, D, 1 / sum[i], y + (t + i) * y_row, 0);
+        }
     }
 };
 
-// From the gradient dy (T, D) to dq (T, D); adds those of keys and values to the group's. y, dy, dq have the same row.
-//
-//     dV = P^T dY      dP = dY V^T      dS = P (dP - sum of dY Y in each row)      dQ = dS K      dK = dS^T Q
-//
-// With dropout, the first P is what is left of it, and the same weights are dropped from dP.
-static void head_backward(Group& group, const float* q, const float* y, const float* log_sum, const float* dy,
-                          float* dq, int64_t q_row, int64_t row, float dropout, uint64_t seed, uint64_t first_row) {
-    const int64_t T = group.T, D = group.D, T_up = group.T_up, D_up = group.D_up;
-    const float scale = 1 / std::sqrt(static_cast<float>(D));
-    std::vector<float> p(BLOCK * T_up), ds(BLOCK * T_up), queries(BLOCK * D_up), grads(BLOCK * D_up);
-    std::vector<float> result(ROWS * D_up);
+struct Backward : Sizes {
+    // Keys and values, which several heads may share, and the sums of these heads' gradients.
+    std::vector<float> k, k_t, v_t, dk, dv;               // (T_up, D_up), (D, T_up) twice, (T_up, D_up) twice
 
-    for (int64_t start = 0; start < T; start += BLOCK) {
-        const int64_t rows = std::min(BLOCK, T - start);
-        copy(q + start * q_row, q_row, rows, D, scale, queries.data(), D_up);
-        copy(dy + start * row, row, rows, D, 1, grads.data(), D_up);
+    // Of a block of queries: P and dS for a block of keys, and what belongs to each query.
+    std::vector<float> p, ds, queries, grads, result, along;
+    std::vector<Dropping> dropping;
 
-        for (int64_t i = 0; i < rows; i += ROWS) {
-            // P and dP of a few queries, then dS.
-            const int64_t n = round_up(start + i + ROWS, COLUMNS);
-            multiply(&queries[i * D_up], D_up, 1, group.k_t.data(), T_up, &p[i * T_up], T_up, D, n);
-            multiply(&grads[i * D_up], D_up, 1, group.v_t.data(), T_up, &ds[i * T_up], T_up, D, n);
-            const int64_t last = std::min(i + ROWS, rows);
-            for (int64_t r = i; r < last; r++) {
-                float* p_row = &p[r * T_up];
-                float* ds_row = &ds[r * T_up];
-                const int64_t t = start + r;
-                const float along = dot(dy + t * row, y + t * row, D);
-                std::fill(p_row + t + 1, p_row + n, -INFINITE);
-                std::fill(ds_row + t + 1, ds_row + n, 0.0f);
+    Backward(int64_t T, int64_t D)
+        : Sizes(T, D), k(T_up * D_up), k_t(D * T_up), v_t(D * T_up), dk(T_up * D_up), dv(T_up * D_up),
+          p(QUERIES * KEYS), ds(QUERIES * KEYS), queries(QUERIES * D_up), grads(QUERIES * D_up),
+          result(QUERIES * D_up), along(QUERIES), dropping(QUERIES) {}
 
-                drop(ds_row, n, dropout, seed, first_row + t);
-                #pragma omp simd
-                for (int64_t j = 0; j < n; j++) {
-                    p_row[j] = weight(p_row[j] - log_sum[t]);
-                    ds_row[j] = p_row[j] * (ds_row[j] - along);
-                }
-                drop(p_row, n, dropout, seed, first_row + t);
+    void begin(const float* keys, const float* values, int64_t k_row, int64_t v_row) {
+        copy(keys, k_row, T, D, 1, k.data(), D_up);
+        transpose(keys, k_row, T, D, k_t.data(), T_up);
+        transpose(values, v_row, T, D, v_t.data(), T_up);
+        std::fill(dk.begin(), dk.end(), 0.0f);
+        std::fill(dv.begin(), dv.end(), 0.0f);
+    }
+
+    // From the gradient dy (T, D) to dq (T, D); adds those of keys and values. y, dy and dq have the same row.
+    //
+    //     dV = P^T dY      dP = dY V^T      dS = P (dP - sum of dY Y in each row)      dQ = dS K      dK = dS^T Q
+    //
+    // With dropout, the first P is what is left of it, and the same weights are dropped from dP.
+    void head(const float* q, const float* y, const float* log_sum, const float* dy, float* dq,
+              int64_t q_row, int64_t row, float dropout, uint64_t seed, uint64_t first_row) {
+        for (int64_t start = 0; start < T; start += QUERIES) {
+            const int64_t rows = std::min(QUERIES, T - start);
+            copy(q + start * q_row, q_row, rows, D, scale * LOG2_E, queries.data(), D_up);
+            copy(dy + start * row, row, rows, D, 1, grads.data(), D_up);
+            for (int64_t i = 0; i < rows; i++) {
+                along[i] = dot(dy + (start + i) * row, y + (start + i) * row, D);
+                dropping[i] = Dropping(dropout, seed, first_row + start + i);
             }
 
-            multiply(&ds[i * T_up], T_up, 1, group.k.data(), D_up, result.data(), D_up, start + last, D_up);
-            for (int64_t r = i; r < last; r++)
-                copy(&result[(r - i) * D_up], 0, 1, D, scale, dq + (start + r) * row, 0);
+            std::fill(result.begin(), result.end(), 0.0f);
+            for (int64_t key = 0; key < start + rows; key += KEYS)
+                block(start, rows, key, log_sum + start);
+            copy(result.data(), D_up, rows, D, scale, dq + start * row, row);
+        }
+    }
+
+    // What `rows` queries from `start` on and KEYS keys from `key` on have to do with each other.
+    void block(int64_t start, int64_t rows, int64_t key, const float* log_sum) {
+        const int64_t first = std::max(int64_t(0), key - start);                  // the first query that sees a key
+        for (int64_t i = first; i < rows; i += ROWS) {
+            // P and dP of a few queries, then dS, then dQ.
+            const int64_t last = std::min(i + ROWS, rows);
+            const int64_t n = std::min(KEYS, round_up(start + last - key, LANES));   // keys that some of them see
+            float* p_rows = &p[i * KEYS];
+            float* ds_rows = &ds[i * KEYS];
+            multiply(&queries[i * D_up], D_up, 1, &k_t[key], T_up, p_rows, KEYS, D, n);
+            multiply(&grads[i * D_up], D_up, 1, &v_t[key], T_up, ds_rows, KEYS, D, n);
+            for (int64_t r = i; r < last; r++) {
+                const int64_t seen = std::min(n, start + r + 1 - key);
+                std::fill(&p[r * KEYS] + seen, &p[r * KEYS] + n, -INFINITE);
+                gradients(&p[r * KEYS], &ds[r * KEYS], n, key, log_sum[r], along[r], dropping[r]);
+            }
+            multiply(ds_rows, KEYS, 1, &k[key * D_up], D_up, &result[i * D_up], D_up, n, D_up, true);
         }
 
         // Each key is seen by the queries from its own position on.
-        for (int64_t j = 0; j < start + rows; j += ROWS) {
-            const int64_t i = std::max(int64_t(0), j - start);
-            multiply(&p[i * T_up + j], 1, T_up, &grads[i * D_up], D_up,
-                     &group.dv[j * D_up], D_up, rows - i, D_up, true);
-            multiply(&ds[i * T_up + j], 1, T_up, &queries[i * D_up], D_up,
-                     &group.dk[j * D_up], D_up, rows - i, D_up, true);
+        for (int64_t j = 0; j < std::min(KEYS, start + rows - key); j += ROWS) {
+            const int64_t i = std::max(int64_t(0), key + j - start);
+            multiply(&p[i * KEYS + j], 1, KEYS, &grads[i * D_up], D_up,
+                     &dv[(key + j) * D_up], D_up, rows - i, D_up, true);
+            multiply(&ds[i * KEYS + j], 1, KEYS, &queries[i * D_up], D_up,
+                     &dk[(key + j) * D_up], D_up, rows - i, D_up, true);
         }
     }
-}
+
+    // The gradients of keys and values, (T, D) each. Queries are in units of log2(e).
+    void end(float* to_dk, float* to_dv, int64_t row) {
+        copy(dk.data(), D_up, T, D, LN_2, to_dk, row);
+        copy(dv.data(), D_up, T, D, 1, to_dv, row);
+    }
+};
 
 // ---------------------------------------------------------------------------- all heads
 
@@ -206,11 +285,15 @@ extern "C" void attention(const float* q, const float* k, const float* v, float*
                           int64_t q_row, int64_t k_row, int64_t v_row,
                           int64_t B, int64_t T, int64_t H, int64_t G, int64_t D,
                           float dropout, uint64_t seed) {
-    #pragma omp parallel for
-    for (int64_t i = 0; i < B * H; i++) {
-        const int64_t token = i / H * T, h = i % H, g = h / (H / G);
-        head_forward(q + token * q_row + h * D, k + token * k_row + g * D, v + token * v_row + g * D,
-                     y + (token * H + h) * D, log_sum + i * T, T, D, q_row, k_row, v_row, H * D, dropout, seed, i * T);
+    #pragma omp parallel
+    {
+        Forward forward(T, D);
+        #pragma omp for
+        for (int64_t i = 0; i < B * H; i++) {
+            const int64_t token = i / H * T, h = i % H, g = h / (H / G);
+            forward.head(q + token * q_row + h * D, k + token * k_row + g * D, v + token * v_row + g * D,
+                         y + (token * H + h) * D, log_sum + i * T, q_row, k_row, v_row, H * D, dropout, seed, i * T);
+        }
     }
 }
 
@@ -220,18 +303,19 @@ extern "C" void attention_backward(const float* q, const float* k, const float* 
                                    int64_t q_row, int64_t k_row, int64_t v_row,
                                    int64_t B, int64_t T, int64_t H, int64_t G, int64_t D,
                                    float dropout, uint64_t seed) {
-    #pragma omp parallel for
-    for (int64_t i = 0; i < B * G; i++) {
-        const int64_t b = i / G, g = i % G, token = b * T;
-        Group group(k + token * k_row + g * D, v + token * v_row + g * D, T, D, k_row, v_row);
-        for (int64_t h = g * (H / G); h < (g + 1) * (H / G); h++) {
-            const int64_t head = (token * H + h) * D, first_row = (b * H + h) * T;
-            head_backward(group, q + token * q_row + h * D, y + head, log_sum + first_row, dy + head, dq + head,
-                          q_row, H * D, dropout, seed, first_row);
-        }
-        for (int64_t t = 0; t < T; t++) {
-            copy(&group.dk[t * group.D_up], 0, 1, D, 1, dk + ((token + t) * G + g) * D, 0);
-            copy(&group.dv[t * group.D_up], 0, 1, D, 1, dv + ((token + t) * G + g) * D, 0);
+    #pragma omp parallel
+    {
+        Backward backward(T, D);
+        #pragma omp for
+        for (int64_t i = 0; i < B * G; i++) {
+            const int64_t b = i / G, g = i % G, token = b * T;
+            backward.begin(k + token * k_row + g * D, v + token * v_row + g * D, k_row, v_row);
+            for (int64_t h = g * (H / G); h < (g + 1) * (H / G); h++) {
+                const int64_t head = (token * H + h) * D, first_row = (b * H + h) * T;
+                backward.head(q + token * q_row + h * D, y + head, log_sum + first_row, dy + head, dq + head,
+                              q_row, H * D, dropout, seed, first_row);
+            }
+            backward.end(dk + (token * G + g) * D, dv + (token * G + g) * D, G * D);
         }
     }
 }

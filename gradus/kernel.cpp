@@ -330,8 +330,9 @@ static void dropout_all(const T* x, T* y, int64_t n, float p, uint64_t seed) {
     #pragma omp parallel for if (n > PARALLEL)
     for (int64_t i = 0; i < n; i += PART) {
         const int64_t size = std::min(PART, n - i);
-        std::copy_n(x + i, size, y + i);
-        drop(y + i, size, p, seed, i);
+        const Dropping dropping(p, seed, i);
+        for (int64_t j = 0; j < size; j++)
+            narrow(widen(x[i + j]) * dropping.factor(j), &y[i + j]);
     }
 }
 

@@ -83,23 +83,25 @@ static inline float exponential(float x) {
     return e * two_to_n;
 }
 
-// Dropout: multiply a row of n numbers by 0, with probability p, or else by 1 / (1 - p). What is dropped depends only on
-// the seed and the number of the row.
-template <typename T>
-static inline void drop(T* x, int64_t n, float p, uint64_t seed, uint64_t number) {
-    if (p == 0)
-        return;
-    uint64_t key = (seed + number) * 0x9e3779b97f4a7c15;  // SplitMix64: Steele et al. 2014
-    key = (key ^ key >> 30) * 0xbf58476d1ce4e5b9;
-    key = (key ^ key >> 27) * 0x94d049bb133111eb;
+// Dropout of a row of numbers: number j is multiplied by factor(j), which is 0 with probability p, or else 1 / (1 - p).
+// What is dropped depends only on the seed and the number of the row.
+struct Dropping {
+    float p, kept;
+    uint32_t start, threshold;
 
-    const uint32_t start = key >> 32, threshold = p * (1 << 24);
-    const float factor = 1 / (1 - p);
-    for (int64_t j = 0; j < n; j++) {
+    Dropping(float p = 0, uint64_t seed = 0, uint64_t number = 0) : p(p), kept(1 / (1 - p)) {
+        uint64_t key = (seed + number) * 0x9e3779b97f4a7c15;                      // SplitMix64: Steele et al. 2014
+        key = (key ^ key >> 30) * 0xbf58476d1ce4e5b9;
+        key = (key ^ key >> 27) * 0x94d049bb133111eb;
+        start = key >> 32;
+        threshold = p * (1 << 24);
+    }
+
+    float factor(int64_t j) const {
         uint32_t bits = start + static_cast<uint32_t>(j) * 0x9e3779b9;            // MurmurHash3's last step
         bits = (bits ^ bits >> 16) * 0x85ebca6b;
         bits = (bits ^ bits >> 13) * 0xc2b2ae35;
         bits = (bits ^ bits >> 16) >> 8;                  // 24 random bits
-        narrow(widen(x[j]) * (bits < threshold ? 0 : factor), &x[j]);
+        return bits < threshold ? 0 : kept;
     }
-}
+};
