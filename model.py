@@ -348,13 +348,13 @@ class GPT(nn.Module):
             else:
                 nn.init.normal_(p, std=0.02)
 
-    def forward(self, idx, targets=None, cache=None):
+    def forward(self, idx, targets=None, cache=None, temperature=1.0):
         """
         idx (B, T) int64 ids; targets (B, T), the same shifted by one, -1 where there is nothing to learn.
 
-        With targets: logits (B, T, V) and the mean cross-entropy in nats per token. Without: logits (B, 1, V) of the
-        last token, which is all that generation needs, and None. With a `KVCache`, idx continues the tokens that the
-        cache has seen. Raises ValueError beyond block_size.
+        With targets: logits (B, T, V), divided by temperature, and their mean cross-entropy in nats per token. Without:
+        logits (B, 1, V) of the last token, which is all that generation needs, and None. With a `KVCache`, idx
+        continues the tokens that the cache has seen. Raises ValueError beyond block_size.
         """
         T = idx.size(1)
         c = self.config
@@ -383,7 +383,7 @@ class GPT(nn.Module):
         # Unembed, and compare with the targets.
         if targets is None:
             return self.lm_head(x[:, -1:]), None                                # (B, 1, V)
-        logits = self.lm_head(x)                                                # (B, T, V)
+        logits = self.lm_head(x if temperature == 1 else x / temperature)       # (B, T, V)
         loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
         return logits, loss
 

@@ -89,6 +89,7 @@ class TrainConfig:
     weight_decay: float = 1e-1
     beta1: float = 0.9
     beta2: float = 0.95
+    train_temperature: float = 1.0    # of the training loss: below 1, a model that overfits is less sure of itself
     grad_clip: float = 1.0            # clip gradients to this norm; 0 = off
     # learning rate schedule
     decay_lr: bool = True             # False: constant, without warm-up
@@ -118,8 +119,7 @@ class Progress:
     @classmethod
     def from_checkpoint(cls, state):
         """nanoGPT saves iter_num and best_val_loss only, right after an evaluation."""
-        stored = {f.name: state[f.name] for f in fields(cls) if f.name in state}
-        return cls(**{'evaluated': True, **stored})
+        return cls(**{'evaluated': True} | {f.name: state[f.name] for f in fields(cls) if f.name in state})
 
 
 # ---------------------------------------------------------------------------- settings
@@ -131,7 +131,8 @@ def check(cfg):
                   'sample_interval', 'max_iters', 'grad_clip', 'warmup_iters', 'lr_decay_iters')
     configurator.check_range(cfg, **dict.fromkeys(at_least_1, (1, None)), **dict.fromkeys(at_least_0, (0, None)))
     configurator.check_range(cfg, cooldown=(0, 1), beta1=(0, 0.999999), beta2=(0, 0.999999), seed=(0, 2 ** 63),
-                             learning_rate=(0, 1e6), min_lr=(0, 1e6), weight_decay=(0, 1e6), rope_theta=(1e-3, 1e12))
+                             learning_rate=(0, 1e6), min_lr=(0, 1e6), weight_decay=(0, 1e6), rope_theta=(1e-3, 1e12),
+                             train_temperature=(1e-3, 1e3))
     configurator.check_choice(cfg, dtype=('auto', *parallel.DTYPES), compile=('auto', True, False),
                               backend=('auto', 'nccl', 'gloo'), lr_schedule=optim.SCHEDULES,
                               optimizer=optim.OPTIMIZERS, data_order=data.ORDERS)
@@ -180,10 +181,9 @@ def setup(cfg, worker, resume):
         scaler = torch.amp.GradScaler(worker.device.type, enabled=worker.dtype == torch.float16)
 
         # the rest of the checkpoint
-        progress = Progress()
         if resume:
             optim.load_state(optimizer, state, ckpt_path, scaler)
-            progress = Progress.from_checkpoint(state)
+        progress = Progress.from_checkpoint(state) if resume else Progress()
 
     worker.require_same(cfg, data=dataset.fingerprint, iter_num=progress.iter_num)
     if changes := parallel.changes(state.get('machine', {}), worker.environment(model, dataset)):
@@ -239,7 +239,7 @@ def train_step(model, optimizer, scaler, tokens, step, cfg, worker):
         if worker.world_size > 1:                     # average gradients once, after the last micro-batch
             model.require_backward_grad_sync = i == len(micro_batches)
         with worker.autocast():
-            logits, loss = model(x, y)
+            logits, loss = model(x, y, temperature=cfg.train_temperature)
             loss = loss if count else 0 * logits.sum()          # not the mean of nothing, which is NaN
             loss = loss * (count * worker.world_size / max(total_count, 1))
         scaler.scale(loss).backward()

@@ -172,6 +172,16 @@ def test_without_targets_only_the_last_logits_are_returned():
     torch.testing.assert_close(logits[:, 0], all_logits(model, idx)[:, -1])
 
 
+def test_temperature_divides_the_logits():
+    model, idx = random_model('modern'), some_ids(3, 7)
+    targets = idx.roll(-1, dims=1)
+    plain, _ = model(idx, targets)
+    logits, loss = model(idx, targets, temperature=0.5)
+
+    torch.testing.assert_close(logits, 2 * plain)
+    torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(2 * plain.flatten(0, 1), targets.flatten()))
+
+
 # Initialization, parameter names, counts.
 
 def test_initial_weights():

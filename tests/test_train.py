@@ -173,6 +173,21 @@ def test_gradient_clipping(place):
     assert torch.allclose((clipped - start) * 4, free - start, atol=1e-5)
 
 
+def test_train_temperature_is_that_of_the_training_loss_only(place):
+    cfg = settings(dropout=0.0, eval_iters=0, gradient_accumulation_steps=1)
+    cold = replace(cfg, train_temperature=0.01)
+    model, _, plain_losses = evaluated(cfg)
+    tokens = data.Tokens('data/babble/train.bin', metadata.read_meta('data/babble')['dtype'], 10, cfg.block_size)
+    x, y = tokens.windows(tokens.batch_starts(cfg.seed, 5, cfg.batch_size))
+    logits, loss = model(x, y)
+    cold_loss = F.cross_entropy(100 * logits.flatten(0, 1), y.flatten()).item()
+
+    assert one_step(cfg)[1] == pytest.approx(loss.item(), abs=1e-5)
+    assert one_step(cold)[1] == pytest.approx(cold_loss, abs=1e-5)
+    assert abs(cold_loss - loss.item()) > 1e-2
+    assert evaluated(cold)[2] == plain_losses
+
+
 def test_model_args_are_nanogpts_seven_unless_the_model_is_not_gpt2(place):
     seven = dict(n_layer=2, n_head=4, n_embd=32, block_size=16, bias=False, vocab_size=10, dropout=0.1)
 
