@@ -24,6 +24,7 @@ n_layer = 3
 n_head = 4
 n_embd = 128
 n_inner = 320
+train_temperature = 0.9  # after three times through the text, a model is too sure of itself
 
 # Qwen3's block
 pos = 'rotary'
@@ -39,7 +40,7 @@ grad_clip = 0.0       # the size of a Muon step does not depend on the gradient 
 
 lr_schedule = 'linear'
 cooldown = 0.7
-max_iters = 1350
+max_iters = 1500
 lr_decay_iters = max_iters
 warmup_iters = 0
 min_lr = 0

@@ -130,10 +130,13 @@ def test_a_signal_while_the_last_sample_is_drawn(place):
     flags = flags_of(max_iters=1, sample_tokens=10 ** 9)
     process = subprocess.Popen([*TRAIN, *flags], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                env={**os.environ, 'PYTHONUNBUFFERED': '1'})
-    read_until(process.stdout, 'done: ')
-    process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=20)[1].endswith('interrupted\n')
-    assert process.returncode == 130
+    try:
+        read_until(process.stdout, 'done: ')
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=20)[1].endswith('interrupted\n')
+        assert process.returncode == 130
+    finally:
+        process.kill()                                # it would write for hours
     assert '.lock' not in os.listdir('out')
 
 

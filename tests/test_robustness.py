@@ -42,8 +42,8 @@ def poison(monkeypatch, steps):
         current = step
         real_seed_step(cfg, step, rank)
 
-    def forward(self, idx, targets=None, cache=None):
-        logits, loss = real_forward(self, idx, targets, cache)
+    def forward(self, *args, **kwargs):
+        logits, loss = real_forward(self, *args, **kwargs)
         if self.training and current in steps:
             loss = loss * math.nan
         return logits, loss
