@@ -1,10 +1,10 @@
 """
 Character-level tiny Shakespeare in six seconds without a GPU: a lower loss than nanoGPT's CPU recipe (1.90) reaches in
-98 to 102 seconds.
+103 to 124 seconds.
 
     python train.py config/shakespeare_char_cpu.py
 
-On two cores of an AMD EPYC (Zen 4): 5.5 to 6.8 s from start to exit, loss 1.83 to 1.86 over the whole val split (four
+On two cores of an AMD EPYC (Zen 4): 6.2 to 7.2 s from start to exit, loss 1.83 to 1.85 over the whole val split (four
 seeds).
 """
 

@@ -3,8 +3,8 @@ Character-level tiny Shakespeare without a GPU, in less time than nanoGPT's CPU 
 
     python train.py config/shakespeare_char_cpu_long.py
 
-On two cores of an AMD EPYC (Zen 4), where nanoGPT took 98 to 102 s: 86 to 91 s from start to exit, loss 1.474 to
-1.487 over the whole val split (four seeds).
+On two cores of an AMD EPYC (Zen 4), where nanoGPT took 103 to 124 s: 101 to 116 s from start to exit, loss 1.464 to
+1.472 over the whole val split (four seeds).
 """
 
 out_dir = 'out-shakespeare-char-cpu-long'
