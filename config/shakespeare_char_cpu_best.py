@@ -43,7 +43,7 @@ grad_clip = 0.0       # the size of a Muon step does not depend on the gradient 
 
 lr_schedule = 'linear'
 cooldown = 0.7
-max_iters = 6600
+max_iters = 6000
 lr_decay_iters = max_iters
 warmup_iters = 0
 min_lr = 0
