@@ -3,8 +3,8 @@ Character-level tiny Shakespeare without a GPU: a lower loss than nanoGPT's 10.6
 
     python train.py config/shakespeare_char_cpu_best.py
 
-On two cores of an AMD EPYC (Zen 4): 18 min 0 s from start to exit (one run), loss 1.381 to 1.396 over the whole val split
-(three seeds).
+On two cores of an AMD EPYC (Zen 4): 18 min 0 s from start to exit (one run), loss 1.381 to 1.396 over the whole val
+split (three seeds).
 """
 
 out_dir = 'out-shakespeare-char-cpu-best'
