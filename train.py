@@ -89,7 +89,7 @@ class TrainConfig:
     weight_decay: float = 1e-1
     beta1: float = 0.9
     beta2: float = 0.95
-    train_temperature: float = 1.0    # of the training loss: below 1, a model that overfits is less sure of itself
+    train_temperature: float = 1.0    # divides the logits in the training loss: below 1 if the model overfits
     grad_clip: float = 1.0            # clip gradients to this norm; 0 = off
     # learning rate schedule
     decay_lr: bool = True             # False: constant, without warm-up

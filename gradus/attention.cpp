@@ -23,7 +23,8 @@ static const int64_t ROWS = 4;                            // of 16
 #endif
 static const int64_t COLUMNS = 2 * LANES;
 
-// In backward, a block of P and of its gradient fit in the fastest cache. Both are multiples of ROWS and COLUMNS.
+// In backward, a block of P and the same block of its gradient fit in the fastest cache. Multiples of ROWS, and KEYS
+// of COLUMNS.
 static const int64_t QUERIES = 32, KEYS = 64;
 
 static const float INFINITE = std::numeric_limits<float>::infinity();
@@ -89,7 +90,7 @@ static void transpose(const float* x, int64_t row, int64_t n, int64_t D, float* 
 
 // Scores are in units of log2(e), so that P is a power of 2: 2^x for x up to 0, and 0 below -100 (Cephes, exp2f).
 static inline float weight(float x) {
-    const float n = std::rint(std::max(x, -100.0f)), r = std::max(x, -100.0f) - n;
+    const float power = std::max(x, -100.0f), n = std::rint(power), r = power - n;
     float p = 1.535336188e-4f;
     p = p * r + 1.339887440e-3f;
     p = p * r + 9.618437357e-3f;
