@@ -15,6 +15,7 @@ Whatever is wrong is reported in one line, as a UserError: key, value, what was 
 import ast
 import dataclasses
 import difflib
+import gc
 import inspect
 import math
 import os
@@ -57,6 +58,7 @@ def launch(main, cls, argv=None, lower='', names=''):
     settings need less memory. names: see `load`.
     """
     script = sys.modules[cls.__module__]
+    gc.freeze()                                       # no garbage in what was imported: looking for it delays exit
     with exit_on_error(lower):
         main(load(cls, sys.argv[1:] if argv is None else argv, script, names))
 

@@ -182,6 +182,7 @@ def small_disk(folder, size):
     try:
         yield
     finally:
+        gc.unfreeze()
         gc.collect()                                  # closes what a failed run left open: it would keep the disk busy
         subprocess.run(['umount', folder], check=True)
 
