@@ -2,9 +2,9 @@
 The same model, faster at training on a CPU.
 
 RMSNorm, rotary positions and SwiGLU are a few multiplications for each number, but PyTorch computes them in dozens of
-operations, and every one of them reads and writes memory again. Here each is one operation of kernel.cpp, forward and
+operations, and every one of them reads and writes memory again. Here each is one operation of a .cpp file, forward and
 backward: the same numbers, up to rounding. So are attention, which PyTorch is slow at where heads are narrow, and
-dropout, whose random numbers PyTorch draws one by one. What kernel.cpp and attention.cpp cannot do is left to model.py.
+dropout, whose random numbers PyTorch draws one by one. What the .cpp files cannot do is left to model.py.
 
 All of this is computed in float32. Under autocast, the products of matrices are bfloat16, which some processors compute
 twice as fast; so what comes from a matrix or goes to one is bfloat16 too.
@@ -46,7 +46,7 @@ class RMSNorm(torch.autograd.Function):
 class SplitHeads(torch.autograd.Function):
     """
     CausalSelfAttention.split: heads (B, T, H + 2G, D), float32 or bfloat16 -> q (B, H, T, D), k, v (B, G, T, D),
-    float32. q_norm, k_norm: weights (D,), or None twice; cos, sin: (T, D/2), or None twice.
+    float32; D is even. q_norm, k_norm: weights (D,), or None twice; cos, sin: (T, D/2), or None twice.
     """
 
     @staticmethod
@@ -173,7 +173,7 @@ def matrix_dtype():
 
 
 def usual_attention(config):
-    """Is it the attention that kernel.cpp and attention.cpp compute, and not one that asks what if?"""
+    """Is it the attention that attention.cpp computes, and not one that asks what if?"""
     return (config.score, config.mask) == ('dot', 'causal')
 
 
@@ -196,7 +196,8 @@ class FusedAttention(CausalSelfAttention):
     def split(self, heads, angles=None):                                        # (B, T, H + 2G, D)
         c = self.config
         norms = (self.q_norm.weight, self.k_norm.weight) if c.qk_norm else ()
-        known = heads.dtype == torch.float32 or usual_attention(c) and torch.is_autocast_enabled('cpu')
+        known = c.head_width % 2 == 0 and (
+            heads.dtype == torch.float32 or usual_attention(c) and torch.is_autocast_enabled('cpu'))
         if not known or not kernel.ready(heads, dtype=heads.dtype) or not kernel.ready(*norms, *(angles or ())):
             return super().split(heads, angles)
         if not (c.qk_norm or angles):                 # nothing to compute
@@ -224,7 +225,7 @@ class FusedFeedForward(FeedForward):                                            
 
 
 def fused_class(module):
-    """The class that computes what this module does with kernel.cpp; its own class if there is none."""
+    """The class that computes what this module does with the .cpp files; its own class if there is none."""
     kind = type(module)
     if kind is nn.RMSNorm:
         return FusedRMSNorm
@@ -238,7 +239,7 @@ def fused_class(module):
 
 
 def use(model):
-    """Let a model on the CPU compute with kernel.cpp. Names and weights stay, so that checkpoints do not change."""
+    """Let a model on the CPU compute with the .cpp files. Names and weights stay, so that checkpoints do not change."""
     if model.lm_head.weight.is_cpu:
         for module in model.modules():
             module.__class__ = fused_class(module)
@@ -246,6 +247,6 @@ def use(model):
 
 
 def in_use(model):
-    """Does the model compute with kernel.cpp? Its last bits depend on it."""
+    """Does the model compute with the .cpp files? Its last bits depend on it."""
     kinds = FusedRMSNorm, FusedDropout, FusedAttention, FusedFeedForward
     return any(isinstance(module, kinds) for module in model.modules()) and kernel.load() is not None

@@ -3,8 +3,8 @@
 // them.
 //
 // The loops are plain: the compiler turns them into the widest instructions of the processor. All arrays are
-// contiguous; their shapes are in brackets. T is float, or bfloat16 if the matrices of a training step are multiplied in
-// that; the arithmetic is float either way.
+// contiguous; their shapes are in brackets. T is float, or bfloat16 if the matrices of a training step are multiplied
+// in that; the arithmetic is float either way.
 
 #include <algorithm>
 #include <cmath>
@@ -20,15 +20,6 @@ static const int64_t PARALLEL = 50000;
 
 // Long arrays in parts of this size, shared among the cores.
 static const int64_t PART = 4096;
-
-// Call the function with a number of that many bits. Its type is T.
-template <typename Function>
-static void with_type(int64_t bits, Function function) {
-    if (bits == 32)
-        function(float());
-    else
-        function(bfloat16());
-}
 
 // ---------------------------------------------------------------------------- y = x W^T + b, W in 8 bits
 
@@ -166,107 +157,6 @@ extern "C" void rms_norm_backward(const float* x, const float* weight, const voi
     });
 }
 
-// ---------------------------------------------------------------------------- queries, keys and values
-
-// Rotate the pairs (x[i], x[i + D/2]) of a row (D) by an angle, in place; with sign -1, back.
-static void rotate(float* x, const float* cos, const float* sin, int64_t D, float sign) {
-    float* __restrict first = x;
-    float* __restrict second = x + D / 2;
-    for (int64_t i = 0; i < D / 2; i++) {
-        const float u = first[i], v = second[i], s = sign * sin[i];
-        first[i] = u * cos[i] - v * s;
-        second[i] = u * s + v * cos[i];
-    }
-}
-
-template <typename T>
-static void widen_row(const T* x, float* y, int64_t n) {
-    for (int64_t i = 0; i < n; i++)
-        y[i] = widen(x[i]);
-}
-
-template <typename T>
-static void narrow_row(const float* x, T* y, int64_t n) {
-    for (int64_t i = 0; i < n; i++)
-        narrow(x[i], &y[i]);
-}
-
-// The heads of n tokens, and what becomes of them: queries and keys are normalized with q_norm, k_norm (D) and eps,
-// then rotated by cos, sin (tokens in each text, D / 2), unless those are null.
-struct Heads {
-    const float *q_norm, *k_norm, *cos, *sin;
-    int64_t n, tokens, H, G, D;
-    float eps;
-};
-
-// heads (n, H + 2 G, D) -> q (n, H, D), k and v (n, G, D).
-template <typename T>
-static void split(const Heads& s, const T* heads, float* q, float* k, float* v) {
-    const int64_t H = s.H, G = s.G, D = s.D;
-    #pragma omp parallel for if (s.n * H * D > PARALLEL)
-    for (int64_t i = 0; i < s.n; i++) {
-        const T* row = heads + i * (H + 2 * G) * D;
-        const int64_t angle = i % s.tokens * (D / 2);
-        for (int64_t h = 0; h < H + G; h++, row += D) {
-            float* y = h < H ? q + (i * H + h) * D : k + (i * G + h - H) * D;
-            widen_row(row, y, D);
-            if (s.q_norm)
-                rms_norm_row(y, h < H ? s.q_norm : s.k_norm, y, D, s.eps);
-            if (s.cos)
-                rotate(y, s.cos + angle, s.sin + angle, D, 1);
-        }
-        widen_row(row, v + i * G * D, G * D);
-    }
-}
-
-// From the gradients dq, dk, dv to that of heads; dq_norm and dk_norm (parts, D) are to be summed.
-template <typename T>
-static void split_backward(const Heads& s, const T* heads, const float* dq, const float* dk, const float* dv,
-                           T* dheads, float* dq_norm, float* dk_norm, int64_t parts) {
-    const int64_t H = s.H, G = s.G, D = s.D;
-    #pragma omp parallel for if (s.n * H * D > PARALLEL)
-    for (int64_t p = 0; p < parts; p++) {
-        std::vector<float> x(D), dx(D), dy(D);
-        for (int64_t i = s.n * p / parts; i < s.n * (p + 1) / parts; i++) {
-            const int64_t start = i * (H + 2 * G) * D, angle = i % s.tokens * (D / 2);
-            const T* row = heads + start;
-            T* drow = dheads + start;
-            for (int64_t h = 0; h < H + G; h++, row += D, drow += D) {
-                std::copy_n(h < H ? dq + (i * H + h) * D : dk + (i * G + h - H) * D, D, dy.data());
-                if (s.cos)
-                    rotate(dy.data(), s.cos + angle, s.sin + angle, D, -1);
-                if (s.q_norm) {
-                    widen_row(row, x.data(), D);
-                    rms_norm_row_backward(x.data(), h < H ? s.q_norm : s.k_norm, dy.data(), dx.data(),
-                                          (h < H ? dq_norm : dk_norm) + p * D, D, s.eps);
-                }
-                narrow_row(s.q_norm ? dx.data() : dy.data(), drow, D);
-            }
-            narrow_row(dv + i * G * D, drow, G * D);
-        }
-    }
-}
-
-extern "C" void split_heads(const void* heads, const float* q_norm, const float* k_norm, const float* cos,
-                            const float* sin, float* q, float* k, float* v, int64_t bits,
-                            int64_t n, int64_t tokens, int64_t H, int64_t G, int64_t D, float eps) {
-    with_type(bits, [&](auto number) {
-        typedef decltype(number) T;
-        split<T>({q_norm, k_norm, cos, sin, n, tokens, H, G, D, eps}, (const T*)heads, q, k, v);
-    });
-}
-
-extern "C" void split_heads_backward(const void* heads, const float* q_norm, const float* k_norm, const float* cos,
-                                     const float* sin, const float* dq, const float* dk, const float* dv,
-                                     void* dheads, float* dq_norm, float* dk_norm, int64_t bits, int64_t parts,
-                                     int64_t n, int64_t tokens, int64_t H, int64_t G, int64_t D, float eps) {
-    with_type(bits, [&](auto number) {
-        typedef decltype(number) T;
-        split_backward<T>({q_norm, k_norm, cos, sin, n, tokens, H, G, D, eps}, (const T*)heads, dq, dk, dv, (T*)dheads,
-                          dq_norm, dk_norm, parts);
-    });
-}
-
 // ---------------------------------------------------------------------------- SwiGLU
 
 static float sigmoid(float x) {
@@ -367,6 +257,17 @@ static void attend_head(const float* q, const float* keys, const float* values, 
         y[d] /= total;
 }
 
+// Rotate the pairs (x[i], x[i + D/2]) of a row (D) by an angle, in place.
+static void rotate(float* x, const float* cos, const float* sin, int64_t D) {
+    float* __restrict first = x;
+    float* __restrict second = x + D / 2;
+    for (int64_t i = 0; i < D / 2; i++) {
+        const float u = first[i], v = second[i];
+        first[i] = u * cos[i] - v * sin[i];
+        second[i] = u * sin[i] + v * cos[i];
+    }
+}
+
 // One new token in each of B texts: heads (B, H + 2 G, D) are its queries, keys and values. Queries and keys are
 // normalized with q_norm, k_norm (D) and eps, then rotated by cos, sin (D / 2), in place, unless those are null. Keys
 // and values go to row length - 1 of the cache (B, G, S, D). Each query sees `length` rows: y (B, H, D).
@@ -380,7 +281,7 @@ extern "C" void attend(float* heads, const float* q_norm, const float* k_norm, c
             rms_norm_rows(head + H * D, k_norm, head + H * D, G, D, eps);
         }
         for (int64_t h = 0; cos && h < H + G; h++)
-            rotate(head + h * D, cos, sin, D, 1);
+            rotate(head + h * D, cos, sin, D);
         const int64_t row = (b * G * S + length - 1) * D;
         for (int64_t g = 0; g < G; g++) {
             std::copy_n(head + (H + g) * D, D, keys + row + g * S * D);

@@ -24,6 +24,7 @@ CACHE = os.path.join(os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.
 # Each file with its own options. kernel.cpp rounds as PyTorch does: no product and sum in one (contract).
 SOURCES = {
     'kernel.cpp': ['-ffp-contract=off'],
+    'heads.cpp': ['-ffp-contract=fast'],
     'attention.cpp': ['-ffp-contract=fast'],
     'linear.cpp': ['-ffp-contract=fast'],
 }

@@ -55,6 +55,15 @@ static inline void narrow(float x, bfloat16* y) {
     y->bits = static_cast<uint16_t>((x != x ? bits | 0x400000 : rounded) >> 16);
 }
 
+// Call the function with a number of that many bits. Its type is T.
+template <typename Function>
+static void with_type(int64_t bits, Function function) {
+    if (bits == 32)
+        function(float());
+    else
+        function(bfloat16());
+}
+
 static inline float dot(const float* a, const float* b, int64_t n) {
     float sum = 0;
     #pragma omp simd reduction(+ : sum)                   // in any order

@@ -63,9 +63,17 @@ def test_loss_and_gradients_are_the_same(kind, expected, n_threads, compiled, ca
     assert largest_error(step(fast, seed=1)[1], exact) > 0.1
 
 
-@pytest.mark.parametrize('change', [dict(qk_norm=True, pos='learned'), dict(qk_norm=True, head_dim=2),
-                                    dict(head_dim=34), dict(n_kv_head=2, head_dim=6, qk_norm=True, n_inner=1)])
-def test_odd_sizes(change, compiled):
+@pytest.mark.parametrize('change', [
+    dict(qk_norm=True, pos='learned'),
+    dict(qk_norm=True, pos='learned', head_dim=10),
+    dict(qk_norm=True, head_dim=2),
+    dict(qk_norm=True, head_dim=16),
+    dict(qk_norm=True, head_dim=32),
+    dict(qk_norm=True, head_dim=64, n_kv_head=2),
+    dict(head_dim=34),
+    dict(n_kv_head=2, head_dim=6, qk_norm=True, n_inner=1),
+])
+def test_other_sizes(change, compiled):
     torch.manual_seed(5)
     kind = {**KINDS['qwen3'], 'n_kv_head': 4, 'qk_norm': False, **change}
     model = GPT(GPTConfig(block_size=37, vocab_size=11, n_layer=1, n_head=4, n_embd=36, **kind))
