@@ -60,6 +60,7 @@ struct Heads {
           q_norm(q_norm ? q_norm : ones.data()), k_norm(k_norm ? k_norm : ones.data()),
           cos(cos ? cos : ones.data()), sin(sin ? sin : zeros.data()) {}
 
+    // What a head x (D) is multiplied by. D comes as an argument because the compiler may know it there.
     float scale(const float* x, int64_t D) const {
         return normalized ? 1 / std::sqrt(sum(D, [&](int64_t d) { return x[d] * x[d]; }) / D + eps) : 1;
     }

@@ -182,7 +182,7 @@ def small_disk(folder, size):
     try:
         yield
     finally:
-        gc.unfreeze()
+        gc.unfreeze()                                 # what `launch` has set aside
         gc.collect()                                  # closes what a failed run left open: it would keep the disk busy
         subprocess.run(['umount', folder], check=True)
 
