@@ -20,6 +20,7 @@ import gradus  # noqa: F401  first: Ctrl-C during the slow imports below is one 
 
 # isort: split
 import torch
+from torch.nn import functional as F
 from tqdm import tqdm
 
 from gradus import checkpoint, configurator, digits, optim, parallel
@@ -39,6 +40,7 @@ class MnistConfig:
     n_train: int = 60000              # train on the first N of the 60,000 training images
     evaluate: str = 'test'            # test: the 10,000 test images; rest: the other training images, to tune settings
     distort: float = 0.5              # strength of random distortions of the images; 0 = off, 1 = strong
+    adversarial: float = 0.0          # then change each image by a vector of this length that raises its cost; 0 = off
     # network; model.py explains each field
     sizes: str = '784-256-256-10'     # neurons in each layer, pixels first, digits last
     activation: str = 'relu'          # of the hidden layers: sigmoid, relu
@@ -123,8 +125,8 @@ def check(cfg):
     """Raise UserError for settings that make no sense. Returns the number of neurons in each layer."""
     configurator.check_out_dir(cfg.out_dir)
     configurator.check_range(cfg, n_train=(1, 60000), epochs=(1, None), mini_batch_size=(1, None), eta=(0, 1e30),
-                             distort=(0, None), dropout=(0, 0.999999), cooldown=(0, 1), warmup_iters=(0, None),
-                             weight_decay=(0, 1e6), seed=(0, 2 ** 63))
+                             distort=(0, None), adversarial=(0, None), dropout=(0, 0.999999), cooldown=(0, 1),
+                             warmup_iters=(0, None), weight_decay=(0, 1e6), seed=(0, 2 ** 63))
     configurator.check_choice(cfg, init_from=('scratch', 'resume'), evaluate=('test', 'rest'),
                               activation=('sigmoid', 'relu'), cost=('quadratic', 'cross_entropy'),
                               backprop=('manual', 'autograd'), optimizer=('sgd', 'adamw'),
@@ -136,10 +138,10 @@ def check(cfg):
         raise UserError(f'mini_batch_size={cfg.mini_batch_size}: expected at most n_train={cfg.n_train}, '
                         'the number of training images')
     plain = cfg.optimizer == 'sgd' and cfg.dtype == 'float32'
-    extras = cfg.batch_norm or cfg.dropout or cfg.weight_decay
+    extras = cfg.adversarial or cfg.batch_norm or cfg.dropout or cfg.weight_decay
     if cfg.backprop == 'manual' and (extras or not plain):
         raise UserError('backprop=manual: expected optimizer=sgd, dtype=float32, '
-                        'and no batch_norm, dropout or weight_decay')
+                        'and no adversarial, batch_norm, dropout or weight_decay')
     if cfg.batch_norm and 1 in (cfg.mini_batch_size, cfg.n_train % cfg.mini_batch_size):
         raise UserError(f'batch_norm=True: n_train={cfg.n_train} and mini_batch_size={cfg.mini_batch_size} '
                         'leave a last batch of one image')
@@ -198,6 +200,19 @@ def evaluate(model, images, labels, worker):
     return cost, torch.cat(activations)
 
 
+def make_harder(model, x, y, length, worker):
+    """
+    The images x (m, 784), each changed by a vector of that length in the direction in which its cost grows fastest;
+    pixels stay from 0 to 1. Goodfellow et al. 2015, "Explaining and harnessing adversarial examples", but with the
+    gradient's direction instead of the signs of its numbers.
+    """
+    x = x.detach().requires_grad_()
+    with worker.autocast():
+        _, cost = model(x, y)
+    gradient, = torch.autograd.grad(cost, x)                                    # (m, 784): dC/dx, not dC/dw
+    return (x + length * F.normalize(gradient)).clamp(0, 1).detach()
+
+
 def train_epoch(model, optimizer, images, labels, epoch, cfg, worker, bar):
     """
     One epoch: every image once. The order, the distortions and dropout are a function of (seed, epoch).
@@ -221,6 +236,8 @@ def train_epoch(model, optimizer, images, labels, epoch, cfg, worker, bar):
             update_mini_batch(weights, biases, x.T, columns, eta, cfg.activation, cfg.cost)
         else:
             optim.set_step(optimizer, step, eta)
+            if cfg.adversarial:
+                x = make_harder(model, x, y, cfg.adversarial, worker)
             with worker.autocast():
                 _, cost = model(x, y)
             cost.backward()

@@ -1,5 +1,6 @@
 """
-How far a single MLP gets: two wide hidden layers, batch norm, and images distorted anew each time they are seen.
+How far a single MLP gets: two wide hidden layers, batch norm, and images that are distorted anew each time they are
+seen, and then made harder to read.
 
     python mlp_mnist.py config/mnist_best.py
 
@@ -13,12 +14,13 @@ out_dir = 'out-mnist-best'
 sizes = '784-1536-1536-10'
 batch_norm = True
 distort = 1.0
+adversarial = 0.5
 
 epochs = 200
 mini_batch_size = 1000
 eta = 6e-3
 warmup_iters = 200
 cooldown = 0.8
-weight_decay = 0.15
+weight_decay = 0.05
 
 dtype = 'bfloat16'

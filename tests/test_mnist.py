@@ -1,4 +1,4 @@
-"""Digits: training with mlp_mnist.py, distortions, pictures, and the error messages."""
+"""Digits: training with mlp_mnist.py, pictures, and the error messages."""
 
 import os
 import re
@@ -6,13 +6,11 @@ import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
-from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
 from conftest import REPO, idx, read_log, run_main, run_script, sha256_of
-from torch.nn import functional as F
 
 import mlp_mnist
 from gradus import checkpoint, configurator, digits
@@ -31,7 +29,7 @@ BASE = [
     '--device=cpu', '--n_train=200', '--sizes=784-16-10', '--mini_batch_size=20',
     '--epochs=2', '--eta=3e-3', '--distort=0',
 ]
-ALL_AT_ONCE = dict(dropout=0.2, distort=0.5, batch_norm=True)
+ALL_AT_ONCE = dict(dropout=0.2, distort=0.5, adversarial=0.5, batch_norm=True)
 
 
 def settings(**changes):
@@ -138,58 +136,6 @@ def test_manual_and_autograd_training_agree(activation, cost, eta, place):
         torch.testing.assert_close(manual[name], autograd[name], rtol=0, atol=1e-4)
 
 
-# ---------------------------------------------------------------------------- distortions
-
-def distorted(images, strength, seed=0, basis=None):
-    torch.manual_seed(seed)
-    return digits.distort(images, strength, digits.distortion_basis() if basis is None else basis)
-
-
-def test_distortions_grow_with_their_strength():
-    torch.manual_seed(1)
-    images = F.interpolate(torch.rand(50, 1, 7, 7), size=(28, 28)).flatten(1)
-    torch.testing.assert_close(distorted(images, 0.0), images, rtol=0, atol=1e-5)
-
-    changes = [float((distorted(images, strength) - images).abs().mean()) for strength in (0.1, 0.3, 1.0)]
-    assert 1e-3 < changes[0] < changes[1] < changes[2]
-
-    found = distorted(images, 1.0)
-    assert found.shape == images.shape
-    assert found.min() >= 0
-    assert found.max() <= 1 + 1e-6
-    assert (found - images).abs().amax(dim=1).min() > 0.05
-    assert not torch.equal(found, distorted(images, 1.0, seed=1))
-
-
-def test_affine_distortions_match_torchs(monkeypatch):
-    """Without the bumps, pixels come from where F.affine_grid says, for some matrix of which no entry is too large."""
-    basis = digits.distortion_basis()
-    grid = F.affine_grid(torch.eye(3)[None, :2], (1, 1, 28, 28), align_corners=False)
-    torch.testing.assert_close(basis[:2].view(2, 28, 28), grid[0].permute(2, 0, 1), rtol=0, atol=1e-6)
-
-    # Bumps of equal height shift the whole image.
-    torch.testing.assert_close(basis[3:].sum(dim=0), torch.ones(784), rtol=0, atol=1e-5)
-    basis[3:] = 0
-
-    # Distort images, and keep the grid that says where their pixels come from.
-    grid_sample = Mock(wraps=F.grid_sample)
-    monkeypatch.setattr(F, 'grid_sample', grid_sample)
-    images = torch.rand(20, 1, 28, 28)
-    found = distorted(images.flatten(1), 1.0, basis=basis)
-    found_grid = grid_sample.call_args.args[1]                                  # (20, 28, 28, 2)
-
-    # Solve for the matrices.
-    positions = basis[:3].T.expand(20, 784, 3)
-    matrices = torch.linalg.lstsq(positions, found_grid.view(20, 784, 2)).solution.mT       # (20, 2, 3)
-    assert matrices[:, :, 2].abs().max() < 0.121
-    assert matrices.std(dim=0).min() > 0.02
-
-    grid = F.affine_grid(matrices, images.shape, align_corners=False)
-    torch.testing.assert_close(found_grid, grid, rtol=0, atol=1e-5)
-    expected = grid_sample(images, grid, mode='bicubic', align_corners=False).clamp(0, 1)
-    torch.testing.assert_close(found, expected.flatten(1), rtol=0, atol=1e-4)
-
-
 # ---------------------------------------------------------------------------- pictures
 
 def test_predict_prints_the_activations(place, capsys):
@@ -265,7 +211,8 @@ def test_mnists_own_digits_are_read_back_nearly_unchanged(mnist):
 
 # ---------------------------------------------------------------------------- errors
 
-MANUAL = 'backprop=manual: expected optimizer=sgd, dtype=float32, and no batch_norm, dropout or weight_decay'
+MANUAL = ('backprop=manual: expected optimizer=sgd, dtype=float32, '
+          'and no adversarial, batch_norm, dropout or weight_decay')
 WRONG_SETTINGS = [
     *[(f'--sizes={sizes}', f'sizes={sizes}: expected 784')
       for sizes in ('784-30', '30-10', '784-0-10', '784-x-10', '784--10', '784', '')],
@@ -274,7 +221,7 @@ WRONG_SETTINGS = [
     ('--mini_batch_size=0', 'mini_batch_size=0: '),
     ('--mini_batch_size=201', 'mini_batch_size=201: expected at most n_train=200'),
     ('--epochs=-1', 'epochs=-1: '), ('--dropout=1', 'dropout=1.0: '), ('--seed=-1', 'seed=-1: '),
-    ('--distort=-1', 'distort=-1.0: '), ('--cooldown=2', 'cooldown=2.0: '),
+    ('--distort=-1', 'distort=-1.0: '), ('--adversarial=-1', 'adversarial=-1.0: '), ('--cooldown=2', 'cooldown=2.0: '),
     ('--n_train=0', 'n_train=0: '), ('--n_train=201', 'n_train=201: '), ('--n_train=70000', 'n_train=70000: '),
     ('--n_train=60000 --evaluate=rest', 'n_train=60000: '), ('--evaluate=rest', 'n_train'),
     ('--evaluate=train', "evaluate='train'"),
@@ -284,7 +231,7 @@ WRONG_SETTINGS = [
     ('--init_from=gpt2', "init_from='gpt2': "), ('--device=tpu9', 'device=tpu9: '),
     ('--backprop=manual --optimizer=adamw', MANUAL),
     *[(f'--backprop=manual --optimizer=sgd --{key}', MANUAL)
-      for key in ('dtype=bfloat16', 'batch_norm=True', 'dropout=0.1', 'weight_decay=0.1')],
+      for key in ('dtype=bfloat16', 'adversarial=0.5', 'batch_norm=True', 'dropout=0.1', 'weight_decay=0.1')],
     ('--batch_norm=True --mini_batch_size=199', 'last batch of one image'),
     ('--batch_norm=True --mini_batch_size=1', 'batch_norm'),
     ('--eta=1e30 --optimizer=sgd', 'the cost is nan; '),
