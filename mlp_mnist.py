@@ -231,13 +231,13 @@ def train_epoch(model, optimizer, images, labels, epoch, cfg, worker, bar):
         y = labels.index_select(0, batch)                                       # (m,)
         if cfg.distort:
             x = digits.distort(x, cfg.distort, basis)
+        if cfg.adversarial:
+            x = make_harder(model, x, y, cfg.adversarial, worker)
         if cfg.backprop == 'manual':                  # each image and each one-hot digit is a column
             columns = one_hot.index_select(0, y).T                              # (10, m)
             update_mini_batch(weights, biases, x.T, columns, eta, cfg.activation, cfg.cost)
         else:
             optim.set_step(optimizer, step, eta)
-            if cfg.adversarial:
-                x = make_harder(model, x, y, cfg.adversarial, worker)
             with worker.autocast():
                 _, cost = model(x, y)
             cost.backward()

@@ -84,6 +84,12 @@ def test_no_direction_raises_the_cost_as_fast_as_the_one_that_make_harder_finds(
         random = x + 0.1 * F.normalize(torch.randn_like(x))
         assert (rise(harder) > 3 * rise(random)).all()
 
+    # The direction: BP2, one step further back than `backprop` goes. All biases are 0.
+    w1, w2 = (layer.weight.detach() for layer in model.layers)                  # (32, 784), (10, 32)
+    z = x @ w1.T                                                                # (50, 32)
+    delta = ((z.relu() @ w2.T).softmax(dim=1) - F.one_hot(y, 10)) @ w2 * (z > 0)
+    torch.testing.assert_close(harder, x + 0.1 * F.normalize(delta @ w1))
+
     # What is given stays as it is: the image, and the gradients of the weights.
     assert not harder.requires_grad
     assert not x.requires_grad

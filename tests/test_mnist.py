@@ -102,6 +102,13 @@ def test_a_run_is_a_function_of_its_settings_and_moves_an_older_one_aside(place)
     assert read_log('out-1') == read_log('out-2')
 
 
+@pytest.mark.parametrize('key', ALL_AT_ONCE)
+def test_each_of_these_changes_what_is_learned(key, place):
+    mlp_mnist.main(settings(out_dir='with', **ALL_AT_ONCE))
+    mlp_mnist.main(settings(out_dir='without', **{**ALL_AT_ONCE, key: 0}))
+    assert hashes('with')[0] != hashes('without')[0]
+
+
 @pytest.mark.parametrize('changes', [
     pytest.param(ALL_AT_ONCE, id='autograd'),
     pytest.param(dict(backprop='manual', optimizer='sgd', distort=0.5), id='manual'),
